@@ -1,0 +1,201 @@
+"""Frozen configuration: the one source of every flag and default.
+
+Each field of a config class is also a command-line flag (`max_num_seqs` is `--max-num-seqs`) and a keyword argument of
+`LLM`; its help text and choices stand beside it in the metadata. Names and defaults are those of vLLM where it has
+them. Knows nothing of argparse, torch or files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from octavo.errors import ConfigError
+
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
+SchedulingPolicy = Literal["fcfs", "priority"]
+ExecutorBackend = Literal["uni", "mp"]
+
+_SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_BINARY_SUFFIXES = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+def parse_quantity(text: str) -> int:
+    """A whole number with an optional suffix: 4096, 4k (4,000), 4K or 4KiB (4,096), 1.5GiB, 2GB. -1 is allowed.
+
+    Raises ConfigError.
+    """
+    if text == "-1":
+        return -1
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(iB|B)?", text.strip())
+    if match is None:
+        raise ConfigError(f"{text!r} is not a number with an optional suffix such as 4k, 4096 or 1.5GiB")
+    number, letter, unit = match.groups()
+    binary = unit == "iB" or (unit is None and letter.isupper())
+    scale = (_BINARY_SUFFIXES if binary else _SUFFIXES)[letter.lower()] if letter else 1
+    return int(float(number) * scale)
+
+
+def _flag(help: str, default: Any = None, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Which model, and how its weights and texts are read."""
+
+    model: str | None = _flag(
+        "folder, .gguf file or hub id; none: the embedded SmolLM2-135M-Instruct", positional=True
+    )
+    tokenizer: str | None = _flag("folder or hub id of another tokenizer")
+    revision: str | None = _flag("branch, tag or commit of a hub id")
+    served_model_name: tuple[str, ...] = _flag("name or names clients may use for the model", ())
+    dtype: Dtype = _flag("data type of weights and activations; auto: the checkpoint's, bfloat16 for float32 ones", "auto")
+    load_format: LoadFormat = _flag("auto looks at the files; dummy: random weights of the given config", "auto")
+    max_model_len: int | None = _flag("longest prompt + output in tokens; default or -1: what the model and memory allow",
+                                      None, quantity=True)
+    max_logprobs: int = _flag("most logprobs a request may ask for", 20)
+    seed: int = _flag("seed of requests that bring none, and of dummy weights", 0)
+    chat_template: str | None = _flag("file with a Jinja chat template, instead of the model's own")
+    generation_config: str = _flag("auto: take sampling defaults from the model; none: do not", "auto")
+    download_dir: str | None = _flag("where models from the hub are kept; default: the hub's own cache")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheConfig:
+    """The paged KV cache."""
+
+    block_size: int = _flag("tokens in a block", 16)
+    kv_cache_memory: int | None = _flag("bytes for the KV cache, such as 4GiB; default: sized from the free memory",
+                                        None, quantity=True)
+    gpu_memory_utilization: float = _flag("share of a GPU's memory to use for weights, activations and cache", 0.92)
+    num_gpu_blocks_override: int | None = _flag("number of KV blocks, instead of sizing them (for tests)")
+    enable_prefix_caching: bool = _flag("reuse the KV blocks of equal prompt beginnings", True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """Who runs in a step."""
+
+    max_num_batched_tokens: int = _flag("most tokens computed in one step", 2048)
+    max_num_seqs: int = _flag("most sequences running at once", 128)
+    long_prefill_token_threshold: int = _flag("most prompt tokens of one request in a step while others run; 0: no cap", 0)
+    scheduling_policy: SchedulingPolicy = _flag("fcfs, or priority (lower value first, then arrival)", "fcfs")
+    watermark: float = _flag("share of blocks kept free when a new request is admitted", 0.01)
+    max_num_queued_reqs: int = _flag("requests that may wait; more are refused with 503", 1024)
+    max_num_queued_tokens: int | None = _flag("prompt tokens that may wait; more are refused with 503", None, quantity=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutionConfig:
+    """Where and how the model runs."""
+
+    device: str = _flag("auto, cpu, cuda or cuda:N", "auto")
+    distributed_executor_backend: ExecutorBackend = _flag("uni: in the engine's process; mp: a worker process per device", "uni")
+    num_threads: int | None = _flag("CPU threads for computing; default: the cores this process may use")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """All an engine needs; what `LLM` takes as keyword arguments."""
+
+    model: ModelConfig = ModelConfig()
+    cache: CacheConfig = CacheConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    execution: ExecutionConfig = ExecutionConfig()
+
+    @classmethod
+    def of(cls, **arguments: Any) -> EngineConfig:
+        """Sort flat keyword arguments into the groups. Raises ConfigError for a name that is no field."""
+        groups = {group.name: section for group, section in zip(fields(cls), SECTIONS, strict=True)}
+        chosen: dict[str, dict[str, Any]] = {name: {} for name in groups}
+        for key, value in arguments.items():
+            home = next((name for name, section in groups.items() if key in _names(section)), None)
+            if home is None:
+                raise ConfigError(f"unknown argument {key!r}; see `octavo serve --help` for the list")
+            chosen[home][key] = value
+        return cls(**{name: section(**chosen[name]) for name, section in groups.items()})
+
+    def __post_init__(self) -> None:
+        for section in (self.model, self.cache, self.scheduler, self.execution):
+            check(section)
+        if self.cache.block_size & (self.cache.block_size - 1):
+            raise ConfigError("block_size must be a power of two")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """The HTTP door."""
+
+    host: str = _flag("address to listen on", "127.0.0.1")
+    port: int = _flag("port to listen on", 8080)
+    uds: str | None = _flag("listen on this UNIX socket instead of host and port")
+    ssl_keyfile: str | None = _flag("private key of the TLS certificate")
+    ssl_certfile: str | None = _flag("TLS certificate chain")
+    api_key: tuple[str, ...] = _flag("key or keys clients must send as `Authorization: Bearer KEY`", ())
+    root_path: str = _flag("path prefix that a proxy in front strips", "")
+    allowed_origins: tuple[str, ...] = _flag("web origins that may call the server from a browser", ())
+    log_level: Literal["debug", "info", "warning", "error"] = _flag("how much the server logs", "info")
+
+    def __post_init__(self) -> None:
+        check(self)
+        if bool(self.ssl_keyfile) != bool(self.ssl_certfile):
+            raise ConfigError("TLS needs both --ssl-keyfile and --ssl-certfile")
+
+
+SECTIONS: tuple[type, ...] = (ModelConfig, CacheConfig, SchedulerConfig, ExecutionConfig)
+
+_RANGES: Mapping[str, tuple[float, float]] = {
+    "block_size": (1, 1024),
+    "gpu_memory_utilization": (0.01, 1.0),
+    "watermark": (0.0, 0.5),
+    "max_num_batched_tokens": (1, 2**20),
+    "max_num_seqs": (1, 2**16),
+    "long_prefill_token_threshold": (0, 2**31),
+    "max_num_queued_reqs": (1, 2**31),
+    "max_num_queued_tokens": (1, 2**40),
+    "kv_cache_memory": (1, 2**50),
+    "num_gpu_blocks_override": (1, 2**31),
+    "max_model_len": (-1, 2**31),
+    "max_logprobs": (-1, 2**31),
+    "num_threads": (1, 4096),
+    "port": (0, 65535),
+}
+
+
+def _names(section: type) -> set[str]:
+    return {item.name for item in fields(section)}
+
+
+def check(section: Any) -> None:
+    """Types, choices and ranges of a config's fields. Raises ConfigError naming the field."""
+    hints = get_type_hints(type(section))
+    for item in fields(section):
+        value = getattr(section, item.name)
+        hint = hints[item.name]
+        if get_origin(hint) is tuple and isinstance(value, str | list):
+            object.__setattr__(section, item.name, (value,) if isinstance(value, str) else tuple(value))
+        elif get_origin(hint) is Literal and value not in get_args(hint):
+            raise ConfigError(f"{item.name} must be one of {', '.join(get_args(hint))}, not {value!r}")
+        try:
+            msgspec.convert(getattr(section, item.name), hint)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"{item.name}: {error}") from None
+        if value is not None and item.name in _RANGES:
+            low, high = _RANGES[item.name]
+            if not low <= value <= high:
+                raise ConfigError(f"{item.name} must be between {low:g} and {high:g}, not {value}")
+
+
+Section = TypeVar("Section")
+
+
+def replace(section: Section, **changes: Any) -> Section:
+    """A copy of a frozen config with some fields changed."""
+    return dataclasses.replace(section, **changes)  # type: ignore[type-var]

@@ -1,0 +1,92 @@
+"""Every error octavo raises on purpose, and what each becomes on the wire.
+
+    OctavoError                  500  server_error
+    ├── InvalidRequest           400  invalid_request_error   the caller's mistake; `param` names the field
+    │   ├── ContextTooLong       400      code context_length_exceeded
+    │   ├── RequestTooLarge      413      code request_too_large
+    │   ├── UnsupportedMedia     415      code unsupported_content_type
+    │   ├── Unauthorized         401      code invalid_api_key
+    │   └── NotFound             404      unknown URL
+    │       └── ModelNotFound    404      code model_not_found
+    ├── Overloaded               503  overloaded_error        queue full: try again after `retry_after` seconds
+    ├── RequestFailed            500  server_error            one request failed inside; the others go on
+    ├── EngineDead               503  server_error            the engine process is gone
+    ├── ConfigError              -    a flag or argument that cannot work
+    └── CheckpointError          -    model files that cannot be served; names file and tensor
+
+Messages are written for the person who caused the error: they say what is wrong and what to do, and never hold
+prompts, keys, paths of the server or stack traces.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class OctavoError(Exception):
+    """Root of the tree. `status`, `type` and `code` are the HTTP face of the error."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: str | None = None
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        if code is not None:
+            self.code = code
+
+
+class InvalidRequest(OctavoError, ValueError):
+    status = 400
+    type = "invalid_request_error"
+
+
+class ContextTooLong(InvalidRequest):
+    code = "context_length_exceeded"
+
+
+class RequestTooLarge(InvalidRequest):
+    status = 413
+    code = "request_too_large"
+
+
+class UnsupportedMedia(InvalidRequest):
+    status = 415
+    code = "unsupported_content_type"
+
+
+class Unauthorized(InvalidRequest):
+    status = 401
+    code = "invalid_api_key"
+
+
+class NotFound(InvalidRequest):
+    status = 404
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+
+
+class Overloaded(OctavoError):
+    status = 503
+    type = "overloaded_error"
+    retry_after: ClassVar[int] = 1
+
+
+class RequestFailed(OctavoError):
+    pass
+
+
+class EngineDead(OctavoError):
+    status = 503
+
+
+class ConfigError(OctavoError, ValueError):
+    pass
+
+
+class CheckpointError(OctavoError):
+    pass

@@ -1,0 +1,61 @@
+"""What the scheduler orders (`StepPlan`) and the workshop returns (`StepResult`).
+
+The only meeting point of `scheduling` and `execution`: plain data that crosses processes as msgpack. A sequence is one
+line of tokens being continued; a request with n=3 becomes three sequences once its prompt is computed. A worker keeps,
+per sequence, its block table and what the sampler needs; the plan carries only what changed.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from octavo.request import Logprobs, SamplingParams
+
+
+class SequenceSpec(Struct, frozen=True, array_like=True):
+    """Everything a worker must know to sample a sequence; sent when it starts to run, and again after a preemption."""
+
+    sequence_id: int
+    token_ids: list[int]  # all tokens known so far: prompt, then output
+    prompt_length: int
+    params: SamplingParams
+    seed: int  # 64 bits; random numbers are keyed by (seed, position)
+    end_token_ids: list[int]  # ids forbidden before params.min_tokens
+    bad_words: list[list[int]]
+    candidates: int = 0  # > 0: beam search; return this many best (token, logprob) instead of drawing
+
+
+class Row(Struct, frozen=True, array_like=True):
+    """One sequence's share of a step: compute `token_ids` at positions start, start+1, …"""
+
+    sequence_id: int
+    start: int
+    token_ids: list[int]
+    first_block: int  # block table entries from this index on are replaced by `block_ids`
+    block_ids: list[int]
+    draws: int = 0  # tokens to draw from the last position: 0 while known tokens remain, n when a prompt forks
+
+
+class StepPlan(Struct, frozen=True, array_like=True):
+    step: int
+    added: list[SequenceSpec]
+    rows: list[Row]
+    copies: list[tuple[int, int]]  # (source, destination) blocks, copied before anything is computed
+    removed: list[int]  # sequence ids a worker may forget, applied first
+
+    @property
+    def token_count(self) -> int:
+        return sum(len(row.token_ids) for row in self.rows)
+
+
+class RowResult(Struct, frozen=True, array_like=True):
+    sequence_id: int
+    token_ids: list[int]  # one per draw; the candidates of a beam
+    logprobs: list[Logprobs] | None = None  # one per draw, if asked for (always, for a beam: one entry)
+    prompt_logprobs: list[Logprobs] | None = None  # for positions start+1 … of a prompt chunk
+    error: str | None = None  # this row failed (say, NaN logits); the others stand
+
+
+class StepResult(Struct, frozen=True, array_like=True):
+    step: int
+    rows: list[RowResult]  # rows with draws, prompt logprobs or an error; order does not matter
