@@ -1,0 +1,98 @@
+# One set of verbs for people and CI; every verb installs what it needs first.
+#
+#   make serve ARGS="--port 9000"        ARGS goes to the verb's command
+#   make setup PYTHON=python3.12         PYTHON makes .venv; default: the first Python >= 3.11 on the PATH
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?=
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+NATIVE_SOURCES := $(shell find csrc -type f 2>/dev/null)
+NATIVE_CODE := $(filter %.h %.cpp,$(NATIVE_SOURCES))
+PYTHON_CODE := octavo tests benchmarks
+
+# --- people -----------------------------------------------------------------------------------------------------------
+
+.PHONY: help
+help: ## this list
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(VENV)/.installed ## make .venv and build octavo into it; quick when nothing changed
+	@:
+
+.PHONY: serve
+serve: setup ## start the server on http://127.0.0.1:8080
+	@exec $(BIN)/octavo serve $(ARGS)
+
+.PHONY: chat
+chat: setup ## talk to the model in the terminal
+	@exec $(BIN)/octavo chat $(ARGS)
+
+.PHONY: test
+test: setup ## run the tests; ARGS="tests/api -k stream" for some
+	@$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: check
+check: setup ## lint, formatting, types, import directions
+	@$(BIN)/ruff check $(PYTHON_CODE)
+	@$(BIN)/ruff format --check --quiet $(PYTHON_CODE) || { echo "run 'make format'" >&2; exit 1; }
+	@$(BIN)/mypy
+	@$(if $(NATIVE_CODE),$(BIN)/clang-format --dry-run --Werror $(NATIVE_CODE))
+	@$(BIN)/python -m pytest tests/test_imports.py tests/test_repository.py
+
+.PHONY: format
+format: setup ## rewrite Python and C++ in the one style
+	@$(BIN)/ruff check --fix --quiet $(PYTHON_CODE) || true
+	@$(BIN)/ruff format $(PYTHON_CODE)
+	@$(if $(NATIVE_CODE),$(BIN)/clang-format -i $(NATIVE_CODE))
+
+.PHONY: bench
+bench: setup ## compare with transformers, side by side on this machine
+	@$(BIN)/python benchmarks/versus_transformers.py $(ARGS)
+
+.PHONY: size
+size: ## lines by folder
+	@git ls-files --cached --others --exclude-standard -- '*.py' '*.pyi' '*.h' '*.cpp' '*.html' '*.css' '*.js' | xargs wc -l | awk ' \
+		$$2 == "total" { next } \
+		{ n = split($$2, part, "/"); folder = part[1] == "octavo" && n > 2 ? part[1] "/" part[2] : n > 1 ? part[1] : "."; \
+		  lines[folder] += $$1; files[folder]++; all += $$1; count++ } \
+		END { for (folder in lines) printf "%8d lines %4d files  %s\n", lines[folder], files[folder], folder | "sort -k5"; \
+		      close("sort -k5"); printf "%8d lines %4d files\n", all, count }'
+
+.PHONY: clean
+clean: ## remove the environment and everything built
+	@rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find octavo tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- the environment ----------------------------------------------------------------------------------------------------
+
+# Python files are imported from the checkout, so only what is compiled or declared calls for another installation.
+$(VENV)/.installed: $(VENV)/.requirements $(NATIVE_SOURCES) $(wildcard CMakeLists.txt) pyproject.toml constraints.txt
+	@echo "installing octavo into $(VENV)"
+	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+# torch comes first and alone: it is the largest download, and a wheel at hand (PIP_FIND_LINKS) is taken as it is.
+$(VENV)/.requirements: $(BIN)/python constraints.txt
+	@echo "installing torch and the build tools into $(VENV)"
+	@$(PIP) install --constraint constraints.txt torch
+	@$(PIP) install --constraint constraints.txt scikit-build-core nanobind \
+		$$(command -v cmake >/dev/null || echo cmake) $$(command -v ninja >/dev/null || echo ninja)
+	@touch $@
+
+$(BIN)/python:
+	@for python in $(or $(PYTHON),python3 python3.11 python3.12 python3.13); do \
+		if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
+	done; \
+	if [ -z "$${found:-}" ]; then \
+		echo "octavo needs Python 3.11 or newer$(if $(PYTHON),; $(PYTHON) is not; say), for example: make setup PYTHON=python3.11" >&2; exit 1; \
+	fi; \
+	$$found -m venv $(VENV) || { \
+		rm -rf $(VENV); echo "$$found cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; exit 1; }
