@@ -50,16 +50,17 @@ def _flag(help: str, default: Any = None, **metadata: Any) -> Any:
 class ModelConfig:
     """Which model, and how its weights and texts are read."""
 
-    model: str | None = _flag(
-        "folder, .gguf file or hub id; none: the embedded SmolLM2-135M-Instruct", positional=True
-    )
+    model: str | None = _flag("folder, .gguf file or hub id; none: the embedded SmolLM2-135M-Instruct", positional=True)
     tokenizer: str | None = _flag("folder or hub id of another tokenizer")
     revision: str | None = _flag("branch, tag or commit of a hub id")
     served_model_name: tuple[str, ...] = _flag("name or names clients may use for the model", ())
-    dtype: Dtype = _flag("data type of weights and activations; auto: the checkpoint's, bfloat16 for float32 ones", "auto")
+    dtype: Dtype = _flag(
+        "data type of weights and activations; auto: the checkpoint's, bfloat16 for float32 ones", "auto"
+    )
     load_format: LoadFormat = _flag("auto looks at the files; dummy: random weights of the given config", "auto")
-    max_model_len: int | None = _flag("longest prompt + output in tokens; default or -1: what the model and memory allow",
-                                      None, quantity=True)
+    max_model_len: int | None = _flag(
+        "longest prompt + output in tokens; default or -1: what the model and memory allow", None, quantity=True
+    )
     max_logprobs: int = _flag("most logprobs a request may ask for", 20)
     seed: int = _flag("seed of requests that bring none, and of dummy weights", 0)
     chat_template: str | None = _flag("file with a Jinja chat template, instead of the model's own")
@@ -72,8 +73,9 @@ class CacheConfig:
     """The paged KV cache."""
 
     block_size: int = _flag("tokens in a block", 16)
-    kv_cache_memory: int | None = _flag("bytes for the KV cache, such as 4GiB; default: sized from the free memory",
-                                        None, quantity=True)
+    kv_cache_memory: int | None = _flag(
+        "bytes for the KV cache, such as 4GiB; default: sized from the free memory", None, quantity=True
+    )
     gpu_memory_utilization: float = _flag("share of a GPU's memory to use for weights, activations and cache", 0.92)
     num_gpu_blocks_override: int | None = _flag("number of KV blocks, instead of sizing them (for tests)")
     enable_prefix_caching: bool = _flag("reuse the KV blocks of equal prompt beginnings", True)
@@ -85,11 +87,15 @@ class SchedulerConfig:
 
     max_num_batched_tokens: int = _flag("most tokens computed in one step", 2048)
     max_num_seqs: int = _flag("most sequences running at once", 128)
-    long_prefill_token_threshold: int = _flag("most prompt tokens of one request in a step while others run; 0: no cap", 0)
+    long_prefill_token_threshold: int = _flag(
+        "most prompt tokens of one request in a step while others run; 0: no cap", 0
+    )
     scheduling_policy: SchedulingPolicy = _flag("fcfs, or priority (lower value first, then arrival)", "fcfs")
     watermark: float = _flag("share of blocks kept free when a new request is admitted", 0.01)
     max_num_queued_reqs: int = _flag("requests that may wait; more are refused with 503", 1024)
-    max_num_queued_tokens: int | None = _flag("prompt tokens that may wait; more are refused with 503", None, quantity=True)
+    max_num_queued_tokens: int | None = _flag(
+        "prompt tokens that may wait; more are refused with 503", None, quantity=True
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +103,9 @@ class ExecutionConfig:
     """Where and how the model runs."""
 
     device: str = _flag("auto, cpu, cuda or cuda:N", "auto")
-    distributed_executor_backend: ExecutorBackend = _flag("uni: in the engine's process; mp: a worker process per device", "uni")
+    distributed_executor_backend: ExecutorBackend = _flag(
+        "uni: in the engine's process; mp: a worker process per device", "uni"
+    )
     num_threads: int | None = _flag("CPU threads for computing; default: the cores this process may use")
 
 

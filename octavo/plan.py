@@ -59,3 +59,13 @@ class RowResult(Struct, frozen=True, array_like=True):
 class StepResult(Struct, frozen=True, array_like=True):
     step: int
     rows: list[RowResult]  # rows with draws, prompt logprobs or an error; order does not matter
+
+
+def fork_seed(seed: int, index: int) -> int:
+    """The seed of a request's index-th sequence: its own for 0, else 64 bits mixed from both by SplitMix64."""
+    if index == 0:
+        return seed
+    x = (seed + index * 0x9E3779B97F4A7C15) % 2**64
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+    return x ^ x >> 31

@@ -71,7 +71,7 @@ class SamplingParams(Struct, frozen=True, kw_only=True, omit_defaults=True, forb
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):  # vLLM accepts a single string here too
-            force_setattr(self, "stop", [self.stop])
+            force_setattr(self, "stop", [self.stop])  # type: ignore[unreachable]
         _whole("n", self.n, 1, MAX_SEQUENCES_PER_REQUEST)
         if self.seed is not None:
             _whole("seed", self.seed, -(2**63), 2**64 - 1)

@@ -1,0 +1,63 @@
+"""Physical blocks of the KV cache: who owns how many, which are free, which may be reused first.
+
+A block is a number in range(count). It is owned (references > 0) or free; a free block may still hold content worth
+finding again (`keep`), and is then reused last, least recently freed first. Knows nothing of tokens or hashes.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+
+class BlockPool:
+    """Reference counts and the free list. `on_reuse(block)` is called before a kept block's content is given up."""
+
+    def __init__(self, count: int, on_reuse: Callable[[int], None] = lambda _: None) -> None:
+        assert count > 0
+        self.count = count
+        self.on_reuse = on_reuse
+        self.references = [0] * count
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(count))  # first out: leftmost
+        self._kept: set[int] = set()
+
+    @property
+    def free(self) -> int:
+        return len(self._free)
+
+    def allocate(self) -> int:
+        """Take the block that is cheapest to lose. The caller has checked that one is free."""
+        block, _ = self._free.popitem(last=False)
+        if block in self._kept:
+            self._kept.remove(block)
+            self.on_reuse(block)
+        self.references[block] = 1
+        return block
+
+    def share(self, block: int) -> None:
+        """One more owner; a kept free block is owned again."""
+        if self.references[block] == 0:
+            del self._free[block]
+        self.references[block] += 1
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """One owner less for each, last block first: the beginning of a sequence is found again most often."""
+        for block in reversed(blocks):
+            assert self.references[block] > 0, f"block {block} released twice"
+            self.references[block] -= 1
+            if self.references[block] == 0:
+                self._free[block] = None
+                if block not in self._kept:
+                    self._free.move_to_end(block, last=False)
+
+    def is_shared(self, block: int) -> bool:
+        return self.references[block] > 1
+
+    def keep(self, block: int) -> None:
+        """The content of an owned block is worth finding again once it is free."""
+        assert self.references[block] > 0
+        self._kept.add(block)
+
+    def forget_kept(self) -> None:
+        """No content is worth keeping any more."""
+        self._kept.clear()

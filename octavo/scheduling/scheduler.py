@@ -1,0 +1,405 @@
+"""The scheduler: one rule, *computed catches up with known*, within a budget of tokens and blocks.
+
+A step gives each sequence min(known - computed, what the budget leaves). A prompt in chunks, a prefix found in the
+cache, one token of decoding and the recomputation after a preemption are all that rule; nothing here asks which.
+Calls alternate: `schedule()` makes a plan, `update(result)` takes what it produced; `add` and `abort` come between.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+
+from octavo.config import SchedulerConfig
+from octavo.errors import ContextTooLong, Overloaded
+from octavo.plan import Row, RowResult, StepPlan, StepResult, fork_seed
+from octavo.request import FinishReason, Logprobs, Output, Request
+from octavo.scheduling import beam
+from octavo.scheduling.blocks import BlockPool
+from octavo.scheduling.policy import POLICIES
+from octavo.scheduling.prefix_cache import PrefixCache
+from octavo.scheduling.sequence import Group, Hypothesis, Sequence
+
+
+class Scheduler:
+    """Requests in, step plans out. Holds every live sequence in exactly one of `waiting` and `running`.
+
+    hash_seed: random bytes that make this process's prefix keys unguessable.
+    """
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        *,
+        num_blocks: int,
+        block_size: int,
+        max_model_len: int,
+        enable_prefix_caching: bool = True,
+        hash_seed: bytes = b"",
+    ) -> None:
+        self.config = config
+        self.max_model_len = max_model_len
+        self.block_size = block_size
+        self.pool = BlockPool(num_blocks)
+        self.prefix_cache = PrefixCache(self.pool, block_size, hash_seed, enable_prefix_caching)
+        self.waiting: list[Sequence] = []  # both in the policy's order
+        self.running: list[Sequence] = []
+        self.preemptions = 0
+        self._policy = POLICIES[config.scheduling_policy]
+        self._reserve = int(config.watermark * num_blocks)
+        self._groups: dict[str, Group] = {}
+        self._in_flight: dict[int, tuple[Sequence, int, int]] = {}  # sequence id -> (sequence, start, end) of its row
+        self._removed: list[int] = []  # ids to tell the workers with the next plan
+        self._arrivals = self._ids = self._steps = 0
+        self._queued_tokens = 0  # prompt tokens of requests that have not started
+
+    # ------------------------------------------------------------------ requests come and go
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._groups)
+
+    @property
+    def kv_usage(self) -> float:
+        """Share of blocks owned by sequences, 0 … 1."""
+        return 1.0 - self.pool.free / self.pool.count
+
+    def add(self, request: Request) -> None:
+        """Queue a request. Raises ContextTooLong if it can never run, Overloaded if too many wait."""
+        length = len(request.prompt_token_ids)
+        if not 0 < length < self._capacity:
+            raise ContextTooLong(
+                f"the prompt has {length} tokens; with at least one token of output 1 to {self._capacity - 1} fit",
+                param="prompt",
+            )
+        self._check_queue(length)
+        group = Group(request, self._policy(request, self._arrivals))
+        self._arrivals += 1
+        self._groups[request.request_id] = group
+        root = self.prefix_cache.root(request.adapter, request.cache_salt)
+        insort(
+            self.waiting,
+            self._sequence(group, index=0, seed=request.seed, tokens=list(request.prompt_token_ids), keys=[root]),
+            key=_order,
+        )
+        self._queued_tokens += length
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request at any moment; unknown ids are ignored (it may have finished just now)."""
+        group = self._groups.pop(request_id, None)
+        if group is not None:
+            self._end_group(group)
+
+    def _check_queue(self, tokens: int) -> None:
+        limit = self.config.max_num_queued_tokens
+        if len(self.waiting) >= self.config.max_num_queued_reqs:
+            raise Overloaded(f"{len(self.waiting)} requests are waiting already; try again later")
+        if limit is not None and self._queued_tokens and self._queued_tokens + tokens > limit:
+            raise Overloaded(f"{self._queued_tokens} prompt tokens are waiting already; try again later")
+
+    # ------------------------------------------------------------------ schedule
+
+    def schedule(self) -> StepPlan:
+        """The next step. Owners of blocks and `computed` move only here and in `update`."""
+        plan = StepPlan(step=self._steps, added=[], rows=[], copies=[], removed=[])
+        self._steps += 1
+        preempted = self._continue_running(plan)
+        if not preempted:
+            self._admit_waiting(plan)
+        while not plan.rows and self.waiting and self.running:
+            # Only beams that wait for their siblings run, and hold the blocks those need.
+            self._preempt(self.running[-1])
+            self._admit_waiting(plan)
+        plan.removed.extend(self._removed)
+        self._removed.clear()
+        return plan
+
+    def _continue_running(self, plan: StepPlan) -> bool:
+        """Rows for running sequences, in order; preempts from the end while blocks are short."""
+        budget = self.config.max_num_batched_tokens
+        before = self.preemptions
+        position = 0
+        while position < len(self.running) and budget:
+            sequence = self.running[position]
+            count = self._share(sequence, budget)
+            while count and not self._grow(plan, sequence, count):
+                victim = self.running[-1]
+                self._preempt(victim)
+                if victim is sequence:
+                    return True
+            if count:
+                self._order_row(plan, sequence, count)
+                budget -= count
+            position += 1
+        return self.preemptions > before
+
+    def _admit_waiting(self, plan: StepPlan) -> None:
+        budget = self.config.max_num_batched_tokens - plan.token_count
+        while budget > 0 and len(self.running) < self.config.max_num_seqs:
+            sequence = next((candidate for candidate in self.waiting if candidate.missing), None)
+            if sequence is None:
+                break
+            self._adopt_prefix(sequence)
+            count = self._share(sequence, budget)
+            if not self._grow(plan, sequence, count, reserve=self._reserve if self.running else 0):
+                self._give_up_blocks(sequence)
+                break
+            self.waiting.remove(sequence)
+            insort(self.running, sequence, key=_order)
+            self._count_prefix(sequence)
+            self._order_row(plan, sequence, count)
+            budget -= count
+
+    def _share(self, sequence: Sequence, budget: int) -> int:
+        cap = self.config.long_prefill_token_threshold
+        alone = len(self.running) + len(self.waiting) == 1
+        return min(sequence.missing, budget, cap if cap and not alone else budget)
+
+    def _grow(self, plan: StepPlan, sequence: Sequence, count: int, reserve: int = 0) -> bool:
+        """Own blocks for `count` more tokens: new ones at the end, a private copy of a shared one that is written."""
+        first = sequence.computed // self.block_size
+        copy = first < len(sequence.blocks) and self.pool.is_shared(sequence.blocks[first])
+        wanted = -(-(sequence.computed + count) // self.block_size)
+        fresh = wanted - len(sequence.blocks)
+        if fresh + copy + reserve > self.pool.free:
+            return False
+        if copy:
+            shared, own = sequence.blocks[first], self.pool.allocate()
+            plan.copies.append((shared, own))
+            self.pool.release([shared])
+            sequence.blocks[first] = own
+            sequence.sent = min(sequence.sent, first)
+        sequence.blocks.extend(self.pool.allocate() for _ in range(fresh))
+        return True
+
+    def _order_row(self, plan: StepPlan, sequence: Sequence, count: int) -> None:
+        if not sequence.known_to_workers:
+            plan.added.append(sequence.spec())
+            sequence.known_to_workers = True
+        start, end = sequence.computed, sequence.computed + count
+        group = sequence.group
+        draws = 0
+        if end == len(sequence.tokens):
+            draws = 1 if group.forked else group.request.params.n
+        plan.rows.append(
+            Row(
+                sequence_id=sequence.id,
+                start=start,
+                token_ids=sequence.tokens[start:end],
+                first_block=sequence.sent,
+                block_ids=sequence.blocks[sequence.sent :],
+                draws=draws,
+            )
+        )
+        sequence.sent = len(sequence.blocks)
+        self._in_flight[sequence.id] = (sequence, start, end)
+
+    def _adopt_prefix(self, sequence: Sequence) -> None:
+        """Start from the blocks that the prefix cache holds; at least one token is left to compute."""
+        if sequence.group.request.params.prompt_logprobs is not None and not sequence.group.forked:
+            return  # the logits of every position are wanted
+        usable = (len(sequence.tokens) - 1) // self.block_size
+        self.prefix_cache.extend(sequence.keys, sequence.tokens, usable * self.block_size)
+        sequence.blocks = self.prefix_cache.match(sequence.keys[1 : usable + 1])
+        sequence.findable = len(sequence.blocks)
+        sequence.computed = sequence.findable * self.block_size
+
+    def _count_prefix(self, sequence: Sequence) -> None:
+        group = sequence.group
+        if group.cached_tokens is None:
+            group.cached_tokens = sequence.computed
+            self._queued_tokens -= len(group.request.prompt_token_ids)
+            self.prefix_cache.queries += len(sequence.tokens)
+            self.prefix_cache.hits += sequence.computed
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Give all its blocks back and queue it again: its known tokens will be computed once more."""
+        self.running.remove(sequence)
+        self._give_up_blocks(sequence)
+        self._forget(sequence)
+        insort(self.waiting, sequence, key=_order)
+        self.preemptions += 1
+
+    # ------------------------------------------------------------------ update
+
+    def update(self, result: StepResult) -> list[Output]:
+        """Take a step's results: tokens become known, full blocks findable, finished sequences leave."""
+        for sequence, _, end in self._in_flight.values():
+            if sequence.known_to_workers:  # neither aborted nor preempted meanwhile
+                self._advance(sequence, end)
+        outputs: list[Output] = []
+        for row in result.rows:
+            sequence, start, _ = self._in_flight[row.sequence_id]
+            group = sequence.group
+            if self._groups.get(group.request.request_id) is not group or sequence not in group.live:
+                continue
+            if row.error is not None:
+                outputs.append(self._fail(group, row.error))
+                continue
+            if row.prompt_logprobs is not None and not group.forked:
+                group.prompt_logprobs[start:] = row.prompt_logprobs  # a preempted prompt starts over
+            if row.token_ids:
+                outputs.extend(self._take_beams(sequence, row) if group.request.beam else self._take(sequence, row))
+        self._in_flight.clear()
+        return outputs
+
+    def _advance(self, sequence: Sequence, end: int) -> None:
+        sequence.computed = end
+        self.prefix_cache.extend(sequence.keys, sequence.tokens, end)
+        full = end // self.block_size
+        for logical in range(sequence.findable, full):
+            self.prefix_cache.insert(sequence.keys[logical + 1], sequence.blocks[logical])
+        sequence.findable = full
+
+    def _take(self, sequence: Sequence, row: RowResult) -> list[Output]:
+        """The drawn tokens continue the sequence; a prompt with n draws forks into n sequences."""
+        group = sequence.group
+        members = [sequence]
+        if not group.forked:
+            group.forked = True
+            members += [self._fork(sequence, index) for index in range(1, len(row.token_ids))]
+        outputs = []
+        for place, (member, token) in enumerate(zip(members, row.token_ids, strict=True)):
+            member.tokens.append(token)
+            reason = self._finish_reason(member, token)
+            logprobs = [row.logprobs[place]] if row.logprobs is not None else None
+            outputs.append(self._output(member, token, logprobs, reason))
+            if reason is not None:
+                self._end_sequence(member)
+        return outputs
+
+    def _take_beams(self, sequence: Sequence, row: RowResult) -> list[Output]:
+        """A beam's candidates arrived; once every sibling's are here, the best continuations live on."""
+        assert row.logprobs is not None
+        sequence.candidates = list(zip(row.token_ids, row.logprobs[0].logprobs, strict=True))
+        group = sequence.group
+        group.forked = True
+        search = group.request.beam
+        assert search is not None
+        if not all(member.candidates for member in group.live):
+            return []
+        ends = frozenset(group.request.end_token_ids)
+        successors, ended = beam.advance(group.live, search.beam_width, ends)
+        group.hypotheses.extend(ended)
+        length = sequence.output_length + 1
+        if not successors or length >= group.request.max_tokens or len(sequence.tokens) + 1 >= self._capacity:
+            best = beam.finish(successors, group.hypotheses, search.beam_width, search.length_penalty)
+            outputs = [_beam_output(group, index, hypothesis) for index, hypothesis in enumerate(best)]
+            self.abort(group.request.request_id)
+            return outputs
+        self._grow_beams(group, successors)
+        return []
+
+    def _grow_beams(self, group: Group, successors: list[beam.Successor]) -> None:
+        parents = list(group.live)
+        living = []
+        for successor in successors:
+            heir = successor.parent in living  # the first successor continues its parent, others fork from it
+            member = self._fork(successor.parent, 0) if heir else successor.parent
+            living.append(member)
+        for member, successor in zip(living, successors, strict=True):
+            member.cumulative_logprob = successor.cumulative_logprob
+            member.candidates = []
+            member.tokens.append(successor.token)
+        for parent in parents:
+            if parent not in living:
+                self._leave(parent)
+        group.live = living
+
+    def _fork(self, parent: Sequence, index: int) -> Sequence:
+        """A sibling with the same known tokens that shares every block; written blocks are copied when they are."""
+        child = self._sequence(
+            parent.group, index, fork_seed(parent.group.request.seed, index), list(parent.tokens), list(parent.keys)
+        )
+        running = parent in self.running and len(self.running) < self.config.max_num_seqs
+        if running:
+            child.computed, child.findable = parent.computed, parent.findable
+            child.blocks = list(parent.blocks)
+            for block in child.blocks:
+                self.pool.share(block)
+        insort(self.running if running else self.waiting, child, key=_order)
+        return child
+
+    # ------------------------------------------------------------------ ends
+
+    @property
+    def _capacity(self) -> int:
+        return min(self.max_model_len, self.pool.count * self.block_size)
+
+    def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
+        request = sequence.group.request
+        if sequence.output_length > request.params.min_tokens and token in request.end_token_ids:
+            return "stop"
+        if sequence.output_length >= request.max_tokens or len(sequence.tokens) >= self._capacity:
+            return "length"
+        return None
+
+    def _output(
+        self, sequence: Sequence, token: int, logprobs: list[Logprobs] | None, reason: FinishReason | None
+    ) -> Output:
+        group = sequence.group
+        first = sequence.output_length == 1 and sequence.index == 0
+        return Output(
+            request_id=group.request.request_id,
+            index=sequence.index,
+            token_ids=[token],
+            logprobs=logprobs,
+            finish_reason=reason,
+            stop_token_id=token if reason == "stop" else None,
+            prompt_logprobs=group.prompt_logprobs if first and group.prompt_logprobs else None,
+            cached_tokens=group.cached_tokens or 0,
+        )
+
+    def _fail(self, group: Group, error: str) -> Output:
+        self.abort(group.request.request_id)
+        return Output(request_id=group.request.request_id, finish_reason="error", error=error)
+
+    def _end_sequence(self, sequence: Sequence) -> None:
+        self._leave(sequence)
+        group = sequence.group
+        group.live.remove(sequence)
+        if not group.live:
+            del self._groups[group.request.request_id]
+
+    def _end_group(self, group: Group) -> None:
+        if group.cached_tokens is None:
+            self._queued_tokens -= len(group.request.prompt_token_ids)
+        for sequence in group.live:
+            self._leave(sequence)
+        group.live.clear()
+
+    def _leave(self, sequence: Sequence) -> None:
+        (self.running if sequence in self.running else self.waiting).remove(sequence)
+        self._give_up_blocks(sequence)
+        self._forget(sequence)
+
+    def _give_up_blocks(self, sequence: Sequence) -> None:
+        self.pool.release(sequence.blocks)
+        sequence.blocks = []
+        sequence.computed = sequence.findable = sequence.sent = 0
+
+    def _forget(self, sequence: Sequence) -> None:
+        if sequence.known_to_workers:
+            sequence.known_to_workers = False
+            self._removed.append(sequence.id)
+
+    def _sequence(self, group: Group, index: int, seed: int, tokens: list[int], keys: list[bytes]) -> Sequence:
+        sequence = Sequence(id=self._ids, group=group, index=index, seed=seed, tokens=tokens, keys=keys)
+        self._ids += 1
+        group.live.append(sequence)
+        return sequence
+
+
+def _order(sequence: Sequence) -> tuple[float, ...]:
+    return (*sequence.group.key, sequence.id)
+
+
+def _beam_output(group: Group, index: int, hypothesis: Hypothesis) -> Output:
+    return Output(
+        request_id=group.request.request_id,
+        index=index,
+        token_ids=hypothesis.tokens,
+        finish_reason="length" if hypothesis.stopped_by is None else "stop",
+        stop_token_id=hypothesis.stopped_by,
+        cached_tokens=group.cached_tokens or 0,
+        cumulative_logprob=hypothesis.cumulative_logprob,
+    )
