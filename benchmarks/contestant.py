@@ -1,0 +1,116 @@
+"""One contestant in a process of its own, so that two engines' threads and caches never meet.
+
+Reads jobs as JSON lines from standard input and answers with JSON lines on standard output; the first line says that
+the model is loaded. Knows nothing of rounds, medians or the other contestant.
+
+    {"encode": "text"}                           -> {"token_ids": [...]}
+    {"prompts": [[1, 2], [3]], "max_tokens": 8}  -> {"seconds": 0.5, "outputs": [[...], [...]]}
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Contestant(Protocol):
+    version: str
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def generate(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
+        """Continue every prompt greedily by exactly `max_tokens` tokens."""
+
+
+class Octavo:
+    def __init__(self, model: Path) -> None:
+        import octavo
+
+        self.version = octavo.__version__
+        self.llm = octavo.LLM(model=str(model), dtype="bfloat16")
+
+    def encode(self, text: str) -> list[int]:
+        token_ids: list[int] = self.llm.get_tokenizer().encode(text, add_special_tokens=False)
+        return token_ids
+
+    def generate(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
+        from octavo import SamplingParams
+
+        params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
+        outputs = self.llm.generate(prompts, params, use_tqdm=False)
+        return [output.outputs[0].token_ids for output in outputs]
+
+
+class Transformers:
+    def __init__(self, model: Path) -> None:
+        import torch
+        import transformers
+
+        self.version = transformers.__version__
+        where: dict[str, Any] = {"pretrained_model_name_or_path": str(model)}
+        weights: dict[str, Any] = {}
+        if model.is_file():
+            where = {"pretrained_model_name_or_path": str(model.parent), "gguf_file": model.name}
+            weights = {"quantization_config": transformers.GgufConfig(dequantize=True)}
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(**where, **weights, dtype=torch.bfloat16)
+        kinds = {parameter.dtype for parameter in self.model.parameters()}
+        assert kinds == {torch.bfloat16}, f"the weights are {kinds}, not dense bfloat16"
+
+    def encode(self, text: str) -> list[int]:
+        token_ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return token_ids
+
+    def generate(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
+        import torch
+
+        longest = max(map(len, prompts))
+        padding = [longest - len(prompt) for prompt in prompts]
+        rows = torch.tensor([[0] * pad + prompt for pad, prompt in zip(padding, prompts, strict=True)])
+        mask = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding])
+        outputs = self.model.generate(
+            rows,
+            attention_mask=mask,
+            do_sample=False,
+            min_new_tokens=max_tokens,
+            max_new_tokens=max_tokens,
+            pad_token_id=0,
+        )
+        continuations: list[list[int]] = outputs[:, longest:].tolist()
+        return continuations
+
+
+CONTESTANTS: dict[str, type[Octavo] | type[Transformers]] = {"octavo": Octavo, "transformers": Transformers}
+
+
+def answer(contestant: Contestant, job: dict[str, Any]) -> dict[str, Any]:
+    if "encode" in job:
+        return {"token_ids": contestant.encode(job["encode"])}
+    start = time.perf_counter()
+    outputs = contestant.generate(job["prompts"], job["max_tokens"])
+    seconds = time.perf_counter() - start
+    assert all(len(output) == job["max_tokens"] for output in outputs), "a sequence ended early"
+    return {"seconds": seconds, "outputs": outputs}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("contestant", choices=CONTESTANTS)
+    parser.add_argument("model", type=Path, help="folder or .gguf file")
+    arguments = parser.parse_args()
+
+    replies = os.fdopen(os.dup(1), "w", buffering=1)  # libraries may print: keep the replies' pipe to ourselves
+    os.dup2(2, 1)
+    contestant = CONTESTANTS[arguments.contestant](arguments.model)
+    print(json.dumps({"version": contestant.version}), file=replies)
+    for line in sys.stdin:
+        print(json.dumps(answer(contestant, json.loads(line))), file=replies)
+
+
+if __name__ == "__main__":
+    main()
