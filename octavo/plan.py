@@ -69,3 +69,12 @@ def fork_seed(seed: int, index: int) -> int:
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
     x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
     return x ^ x >> 31
+
+
+class Capacity(Struct, frozen=True, kw_only=True):
+    """What a loaded model can take; the scheduler and the doors are built from it."""
+
+    num_blocks: int
+    block_size: int
+    max_model_len: int
+    vocab_size: int  # width of the logits: every token id must be below

@@ -70,8 +70,9 @@ class SamplingParams(Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):  # vLLM accepts a single string here too
-            force_setattr(self, "stop", [self.stop])  # type: ignore[unreachable]
+        stop: object = self.stop
+        if isinstance(stop, str):  # vLLM's users pass a single string too
+            force_setattr(self, "stop", [stop])
         _whole("n", self.n, 1, MAX_SEQUENCES_PER_REQUEST)
         if self.seed is not None:
             _whole("seed", self.seed, -(2**63), 2**64 - 1)
@@ -165,7 +166,6 @@ class Output(Struct, frozen=True, array_like=True, omit_defaults=True):
     cumulative_logprob: float | None = None  # beams only
     error: str | None = None
     refused: bool = False  # error says why the request never started: retrying later may help
-    first_scheduled_time: float | None = None
 
 
 class Logprob(Struct, frozen=True):

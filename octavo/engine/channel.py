@@ -1,0 +1,62 @@
+"""What the API process and the core process say to each other, and the asyncio side of the line.
+
+Requests and aborts one way, step outputs the other: msgpack frames over a UNIX socket pair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from octavo import frames
+from octavo.engine.core import StepOutputs
+from octavo.processes import Failed, Ready, Setup
+from octavo.request import Request
+
+
+class Add(Struct, frozen=True, tag=True):
+    request: Request
+
+
+class Abort(Struct, frozen=True, tag=True):
+    request_id: str
+    index: int | None = None
+
+
+class Stepped(Struct, frozen=True, tag=True):
+    step: StepOutputs
+
+
+ToCore = Setup | Add | Abort
+FromCore = Ready | Failed | Stepped
+
+
+class Channel:
+    """The API process's end. `send` never blocks; `receive` raises EOFError when the core is gone."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._decoder: msgspec.msgpack.Decoder[FromCore] = msgspec.msgpack.Decoder(FromCore)
+
+    @classmethod
+    async def open(cls, connection: socket.socket) -> Channel:
+        return cls(*await asyncio.open_unix_connection(sock=connection))
+
+    def send(self, message: Any) -> None:
+        if not self._writer.is_closing():
+            self._writer.write(frames.encode(message))
+
+    async def receive(self) -> FromCore:
+        try:
+            header = await self._reader.readexactly(frames.HEADER)
+            return self._decoder.decode(await self._reader.readexactly(frames.body_length(header)))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            raise EOFError("the core closed the connection") from None
+
+    def close(self) -> None:
+        self._writer.close()

@@ -1,0 +1,75 @@
+"""EngineCore: schedule → execute → update, the only loop of the engine. Token ids in, token ids out.
+
+One thread drives it. It knows neither text nor sockets; the faces and the process around it do.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+
+from msgspec import Struct, field
+
+from octavo.config import EngineConfig
+from octavo.execution.executor import Executor
+from octavo.metrics import EngineStats
+from octavo.request import Output, Request
+from octavo.scheduling.scheduler import Scheduler
+
+
+class StepOutputs(Struct, frozen=True, array_like=True):
+    """What a step brought: new tokens, the requests that started (and when), and how the core is doing."""
+
+    outputs: list[Output]
+    started: dict[str, float] = field(default_factory=dict)
+    stats: EngineStats = field(default_factory=EngineStats)
+
+
+class EngineCore:
+    """The scheduler and the executor of one model."""
+
+    def __init__(self, config: EngineConfig, executor: Executor) -> None:
+        self.executor = executor
+        capacity = executor.capacity
+        self.scheduler = Scheduler(
+            config.scheduler,
+            num_blocks=capacity.num_blocks,
+            block_size=capacity.block_size,
+            max_model_len=capacity.max_model_len,
+            enable_prefix_caching=config.cache.enable_prefix_caching,
+            hash_seed=secrets.token_bytes(32),
+        )
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work
+
+    def add(self, request: Request) -> None:
+        """Raises ContextTooLong or Overloaded; then the request was never here."""
+        self.scheduler.add(request)
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        self.scheduler.abort(request_id, index)
+
+    def step(self) -> StepOutputs:
+        """One turn of the loop. Also run it once after the last request left: workers then forget it."""
+        plan = self.scheduler.schedule()
+        now = time.monotonic()
+        started = dict.fromkeys(self.scheduler.started, now)
+        outputs = self.scheduler.update(self.executor.run(plan))
+        return StepOutputs(outputs, started, self.stats(plan.token_count))
+
+    def stats(self, step_tokens: int = 0) -> EngineStats:
+        scheduler = self.scheduler
+        return EngineStats(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            kv_cache_usage=scheduler.kv_usage,
+            prefix_cache_queries=scheduler.prefix_cache.queries,
+            prefix_cache_hits=scheduler.prefix_cache.hits,
+            preemptions=scheduler.preemptions,
+            step_tokens=step_tokens,
+        )
+
+    def close(self) -> None:
+        self.executor.close()

@@ -1,0 +1,139 @@
+"""From what a caller hands in to a `Request`: encode, check against the model, resolve every default.
+
+Whatever a caller can get wrong is found here, before anything is queued.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from octavo.checkpoint import Checkpoint
+from octavo.config import ModelConfig
+from octavo.engine.tokenizer import Tokenizer
+from octavo.errors import ContextTooLong, InvalidRequest
+from octavo.plan import Capacity, fork_seed
+from octavo.request import BeamSearchParams, PromptType, Request, SamplingParams
+
+_LONGEST_TOKEN = 256  # characters; a text longer than this many per token of context cannot fit
+
+
+class InputProcessor:
+    """Makes requests for one model."""
+
+    def __init__(self, config: ModelConfig, tokenizer: Tokenizer, capacity: Capacity) -> None:
+        self._config = config
+        self._tokenizer = tokenizer
+        self._capacity = capacity
+        self._unseeded = 0
+
+    def encode(self, prompt: PromptType) -> tuple[str | None, list[int]]:
+        """The prompt's text, if it came as text, and its token ids. Raises InvalidRequest or ContextTooLong."""
+        if isinstance(prompt, dict):
+            if "prompt_token_ids" in prompt:
+                return prompt.get("prompt"), self._check_ids(prompt["prompt_token_ids"])
+            return self._encode_text(str(prompt.get("prompt", "")))
+        if isinstance(prompt, str):
+            return self._encode_text(prompt)
+        return None, self._check_ids(prompt)
+
+    def _encode_text(self, prompt: str) -> tuple[str, list[int]]:
+        if len(prompt) > self._capacity.max_model_len * _LONGEST_TOKEN:
+            raise self._too_long(f"more than {len(prompt) // _LONGEST_TOKEN}")
+        ids = self._tokenizer.encode(prompt)
+        if not ids:
+            raise InvalidRequest("the prompt is empty", param="prompt", code="invalid_value")
+        return prompt, self._check_length(ids)
+
+    def request(
+        self,
+        request_id: str,
+        prompt_token_ids: list[int],
+        params: SamplingParams | BeamSearchParams,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+    ) -> Request:
+        """Raises InvalidRequest naming the parameter that the model cannot serve."""
+        beam = params if isinstance(params, BeamSearchParams) else None
+        if isinstance(params, BeamSearchParams):
+            params = SamplingParams(
+                temperature=params.temperature, max_tokens=params.max_tokens, ignore_eos=params.ignore_eos
+            )
+        self._check_against_model(params)
+        room = self._capacity.max_model_len - len(prompt_token_ids)
+        return Request(
+            request_id=request_id,
+            prompt_token_ids=prompt_token_ids,
+            params=params,
+            max_tokens=min(params.max_tokens or room, room),
+            seed=self._seed(params),
+            eos_token_ids=list(self._tokenizer.eos_token_ids),
+            bad_words=self._bad_words(params),
+            arrival=time.monotonic(),
+            priority=priority,
+            cache_salt=cache_salt,
+            beam=beam,
+        )
+
+    def default_sampling(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Sampling defaults of the model's generation_config, unless --generation-config none."""
+        if self._config.generation_config == "none":
+            return {}
+        known = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        chosen = {name: checkpoint.generation_config.get(name) for name in known}
+        return {name: value for name, value in chosen.items() if value is not None}
+
+    def _seed(self, params: SamplingParams) -> int:
+        if params.seed is not None:
+            return params.seed % 2**64
+        self._unseeded += 1
+        return fork_seed(self._config.seed % 2**64, self._unseeded)
+
+    def _bad_words(self, params: SamplingParams) -> list[list[int]]:
+        """A word can appear at the beginning of a text and after a space: forbid both spellings."""
+        spellings = [spelling for word in params.bad_words for spelling in (word, " " + word.lstrip())]
+        encoded = [self._tokenizer.encode(spelling, add_special_tokens=False) for spelling in spellings]
+        return [ids for place, ids in enumerate(encoded) if ids and ids not in encoded[:place]]
+
+    def _check_against_model(self, params: SamplingParams) -> None:
+        width, most = self._capacity.vocab_size, self._config.max_logprobs
+        for name, ids in (
+            ("logit_bias", params.logit_bias or ()),
+            ("allowed_token_ids", params.allowed_token_ids or ()),
+            ("stop_token_ids", params.stop_token_ids),
+        ):
+            for token_id in ids:
+                if token_id >= width:
+                    message = f"{name} has token id {token_id}; this model's ids are below {width}"
+                    raise InvalidRequest(message, param=name, code="invalid_value")
+        for name in ("logprobs", "prompt_logprobs"):
+            count = getattr(params, name)
+            if count is not None and most != -1 and not 0 <= count <= most:
+                raise InvalidRequest(
+                    f"{name} is {count}, this server gives 0 to {most}", param=name, code="integer_above_max_value"
+                )
+
+    def _check_ids(self, ids: Sequence[int]) -> list[int]:
+        width = self._capacity.vocab_size
+        if not ids:
+            raise InvalidRequest("the prompt is empty", param="prompt", code="invalid_value")
+        self._check_length(ids)
+        for token_id in ids:
+            if type(token_id) is not int or not 0 <= token_id < width:
+                message = f"the prompt has a token id that is not a whole number from 0 to {width - 1}"
+                raise InvalidRequest(message, param="prompt", code="invalid_value")
+        return list(ids)
+
+    def _check_length(self, ids: Sequence[int]) -> list[int]:
+        if len(ids) >= self._capacity.max_model_len:
+            raise self._too_long(str(len(ids)))
+        return list(ids)
+
+    def _too_long(self, tokens: str) -> ContextTooLong:
+        return ContextTooLong(
+            f"This model's maximum context length is {self._capacity.max_model_len} tokens, output included; "
+            f"the prompt has {tokens}. Shorten it.",
+            param="messages",
+        )

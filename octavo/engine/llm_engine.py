@@ -1,0 +1,86 @@
+"""LLMEngine: the synchronous face. Add requests, call `step` until nothing is unfinished; all in this process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from octavo.checkpoint import Checkpoint, resolve
+from octavo.config import EngineConfig
+from octavo.engine.core import EngineCore
+from octavo.engine.input import InputProcessor
+from octavo.engine.output import OutputKind, OutputProcessor
+from octavo.engine.tokenizer import Tokenizer
+from octavo.errors import InvalidRequest, OctavoError
+from octavo.execution.executor import Executor, make_executor
+from octavo.metrics import Metrics
+from octavo.request import BeamSearchParams, CompletionOutput, PromptType, RequestOutput, SamplingParams
+
+
+class LLMEngine:
+    """Drives an `EngineCore` step by step. Not for use from several threads at once."""
+
+    def __init__(self, config: EngineConfig, executor: Executor | None = None) -> None:
+        self.config = config
+        self.checkpoint: Checkpoint = resolve(config.model)
+        self.tokenizer = Tokenizer.from_checkpoint(self.checkpoint, config.model.tokenizer)
+        self._core = EngineCore(config, executor or make_executor(config, self.checkpoint))
+        capacity = self._core.executor.capacity
+        self.max_model_len = capacity.max_model_len
+        self.metrics = Metrics(self.checkpoint.name, capacity.max_model_len)
+        self._inputs = InputProcessor(config.model, self.tokenizer, capacity)
+        self._outputs = OutputProcessor(self.tokenizer, self.metrics)
+
+    @classmethod
+    def from_engine_args(cls, **arguments: Any) -> LLMEngine:
+        """Flat keyword arguments, as `LLM` takes them. Raises ConfigError or CheckpointError."""
+        return cls(EngineConfig.of(**arguments))
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt: PromptType,
+        params: SamplingParams | BeamSearchParams,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        output_kind: OutputKind = "cumulative",
+    ) -> None:
+        """Queue a request. Raises InvalidRequest, ContextTooLong or Overloaded; then nothing was queued."""
+        if request_id in self._outputs:
+            raise InvalidRequest(f"request id {request_id!r} is in use", param="request_id")
+        text, ids = self._inputs.encode(prompt)
+        request = self._inputs.request(request_id, ids, params, priority=priority, cache_salt=cache_salt)
+        self._core.add(request)
+        self._outputs.add(request, text, output_kind)
+
+    def step(self) -> list[RequestOutput]:
+        """One step of the engine: outputs of the requests that got further, failed ones with reason "error"."""
+        if not self._core.has_work:
+            return []
+        reports, failures, aborts = self._outputs.take(self._core.step())
+        for request_id, index in aborts:
+            self._core.abort(request_id, index)
+        return reports + [_failed(request_id, error) for request_id, error in failures.items()]
+
+    def abort_request(self, request_id: str | list[str]) -> None:
+        """Forget requests, wherever they are. Unknown ids are ignored."""
+        for each in [request_id] if isinstance(request_id, str) else request_id:
+            self._core.abort(each)
+            self._outputs.drop(each)
+
+    def has_unfinished_requests(self) -> bool:
+        return self._outputs.unfinished > 0
+
+    def get_num_unfinished_requests(self) -> int:
+        return self._outputs.unfinished
+
+    def default_sampling(self) -> dict[str, Any]:
+        return self._inputs.default_sampling(self.checkpoint)
+
+    def close(self) -> None:
+        self._core.close()
+
+
+def _failed(request_id: str, error: OctavoError) -> RequestOutput:
+    part = CompletionOutput(index=0, text="", token_ids=[], finish_reason="error", stop_reason=error.message)
+    return RequestOutput(request_id=request_id, prompt=None, prompt_token_ids=[], outputs=[part], finished=True)

@@ -1,0 +1,247 @@
+"""From the core's token ids to what a caller sees: text, logprobs, stop strings, times.
+
+One `OutputProcessor` per face, one `RequestState` per request in flight. Never waits and never talks to the core: it
+says which sequences should be aborted, the face does it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+from octavo.engine.core import StepOutputs
+from octavo.engine.detokenizer import Detokenizer
+from octavo.engine.tokenizer import Tokenizer
+from octavo.errors import OctavoError, Overloaded, RequestFailed
+from octavo.metrics import Metrics
+from octavo.request import (
+    CompletionOutput,
+    FinishReason,
+    Logprob,
+    Logprobs,
+    Output,
+    Request,
+    RequestMetrics,
+    RequestOutput,
+)
+
+OutputKind = Literal["delta", "cumulative", "final"]
+
+
+class RequestState:
+    """One request in flight, as its caller sees it.
+
+    kind: what each RequestOutput carries: only what is new (delta), everything so far (cumulative), or everything once,
+    at the end (final).
+    """
+
+    def __init__(self, request: Request, prompt: str | None, kind: OutputKind, tokenizer: Tokenizer) -> None:
+        self.request = request
+        self.times = RequestMetrics(arrival_time=request.arrival)
+        self._prompt = prompt
+        self._kind = kind
+        self._tokenizer = tokenizer
+        self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+        self._cached_tokens = 0
+        width = request.beam.beam_width if request.beam else request.params.n
+        self._sequences: list[SequenceState | None] = [None] * width
+        self._unfinished = width
+        self.last_token_time = request.arrival
+
+    @property
+    def finished(self) -> bool:
+        return self._unfinished == 0
+
+    @property
+    def output_tokens(self) -> int:
+        return sum(len(sequence.total.token_ids) for sequence in self._sequences if sequence)
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        reasons = [sequence.total.finish_reason for sequence in self._sequences if sequence]
+        return "stop" if "stop" in reasons else (reasons[0] or "abort") if reasons else "abort"
+
+    def take(self, output: Output) -> tuple[CompletionOutput | None, bool]:
+        """The new part of one sequence, and whether the core should stop computing it (a stop string came up)."""
+        if output.prompt_logprobs is not None:
+            positions = [self._named(entry) for entry in output.prompt_logprobs]
+            self._prompt_logprobs = [None, *positions]
+        self._cached_tokens = output.cached_tokens
+        sequence = self._sequences[output.index]
+        if sequence is None:
+            sequence = self._sequences[output.index] = SequenceState(output.index, self.request, self._tokenizer)
+        if sequence.total.finished:
+            return None, False  # tokens computed before the abort arrived
+        logprobs = [self._named(entry) for entry in output.logprobs] if output.logprobs else None
+        part, stopped = sequence.take(output, logprobs)
+        if part.finished:
+            self._unfinished -= 1
+        return part, stopped and output.finish_reason is None
+
+    def report(self, parts: list[CompletionOutput], first: bool) -> RequestOutput | None:
+        """What the caller gets for these new parts, or None if it is not time yet."""
+        if self._kind == "final" and not self.finished:
+            return None
+        outputs = parts
+        if self._kind != "delta":
+            outputs = [sequence.snapshot() for sequence in self._sequences if sequence]
+        return RequestOutput(
+            request_id=self.request.request_id,
+            prompt=self._prompt,
+            prompt_token_ids=self.request.prompt_token_ids,
+            outputs=outputs,
+            finished=self.finished,
+            prompt_logprobs=self._prompt_logprobs if first or self._kind != "delta" else None,
+            num_cached_tokens=self._cached_tokens,
+            metrics=self.times,
+        )
+
+    def _named(self, entry: Logprobs) -> dict[int, Logprob]:
+        found: dict[int, Logprob] = {}
+        for token_id, value, rank in zip(entry.token_ids, entry.logprobs, entry.ranks, strict=True):
+            found.setdefault(token_id, Logprob(value, rank, self._tokenizer.token(token_id)))
+        return found
+
+
+class SequenceState:
+    """One continuation: its text so far and how it ends."""
+
+    def __init__(self, index: int, request: Request, tokenizer: Tokenizer) -> None:
+        wants_logprobs = request.params.logprobs is not None
+        self.total = CompletionOutput(
+            index=index,
+            text="",
+            token_ids=[],
+            cumulative_logprob=0.0 if wants_logprobs else None,
+            logprobs=[] if wants_logprobs else None,
+        )
+        self._detokenizer = (
+            Detokenizer(tokenizer, request.prompt_token_ids, request.params) if request.params.detokenize else None
+        )
+
+    def take(self, output: Output, logprobs: list[dict[int, Logprob]] | None) -> tuple[CompletionOutput, bool]:
+        total = self.total
+        reason, stop = output.finish_reason, output.stop_token_id
+        stop_reason: int | str | None = stop
+        text = self._text(output)
+        stopped = self._detokenizer is not None and self._detokenizer.stop_string is not None
+        if stopped:
+            assert self._detokenizer is not None
+            reason, stop_reason = "stop", self._detokenizer.stop_string
+        total.text += text
+        total.token_ids += output.token_ids
+        total.finish_reason, total.stop_reason = reason, stop_reason
+        if total.logprobs is not None and logprobs is not None:
+            total.logprobs += logprobs
+            drawn = zip(output.token_ids, logprobs, strict=True)
+            total.cumulative_logprob = (total.cumulative_logprob or 0.0) + sum(e[token].logprob for token, e in drawn)
+        if output.cumulative_logprob is not None:
+            total.cumulative_logprob = output.cumulative_logprob
+        part = CompletionOutput(
+            index=total.index,
+            text=text,
+            token_ids=output.token_ids,
+            cumulative_logprob=total.cumulative_logprob,
+            logprobs=logprobs,
+            finish_reason=reason,
+            stop_reason=stop_reason,
+        )
+        return part, stopped
+
+    def snapshot(self) -> CompletionOutput:
+        total = self.total
+        return CompletionOutput(
+            index=total.index,
+            text=total.text,
+            token_ids=list(total.token_ids),
+            cumulative_logprob=total.cumulative_logprob,
+            logprobs=list(total.logprobs) if total.logprobs is not None else None,
+            finish_reason=total.finish_reason,
+            stop_reason=total.stop_reason,
+        )
+
+    def _text(self, output: Output) -> str:
+        """The text these tokens release; the model's own end token is not part of it."""
+        if self._detokenizer is None:
+            return ""
+        visible = output.token_ids[:-1] if output.stop_token_id is not None else output.token_ids
+        text = self._detokenizer.append(visible)
+        if output.finish_reason is not None:
+            text += self._detokenizer.finish()
+        return text
+
+
+class OutputProcessor:
+    """Every request in flight of one face, and their metrics."""
+
+    def __init__(self, tokenizer: Tokenizer, metrics: Metrics) -> None:
+        self._tokenizer = tokenizer
+        self._metrics = metrics
+        self._states: dict[str, RequestState] = {}
+
+    @property
+    def unfinished(self) -> int:
+        return len(self._states)
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._states
+
+    def add(self, request: Request, prompt: str | None, kind: OutputKind) -> None:
+        self._states[request.request_id] = RequestState(request, prompt, kind, self._tokenizer)
+        n = request.beam.beam_width if request.beam else request.params.n
+        self._metrics.accept(len(request.prompt_token_ids), request.max_tokens, n)
+
+    def drop(self, request_id: str, reason: FinishReason = "abort") -> None:
+        """The caller gave the request up, or it failed."""
+        state = self._states.pop(request_id, None)
+        if state is not None:
+            state.times.finished_time = time.monotonic()
+            self._metrics.finish(reason, state.times, state.output_tokens)
+
+    def take(self, step: StepOutputs) -> tuple[list[RequestOutput], dict[str, OctavoError], list[tuple[str, int]]]:
+        """What a step brought for callers: outputs, requests that failed, and sequences the core should abort."""
+        now = time.monotonic()
+        self._metrics.observe(step.stats)
+        for request_id, moment in step.started.items():
+            if (state := self._states.get(request_id)) is not None:
+                state.times.first_scheduled_time = moment
+        reports: list[RequestOutput] = []
+        failures: dict[str, OctavoError] = {}
+        aborts: list[tuple[str, int]] = []
+        grouped: dict[str, list[Output]] = {}
+        for output in step.outputs:
+            if output.error is not None:
+                failures[output.request_id] = (Overloaded if output.refused else RequestFailed)(output.error)
+                self.drop(output.request_id, "error")
+            elif output.request_id in self._states:
+                grouped.setdefault(output.request_id, []).append(output)
+        for request_id, outputs in grouped.items():
+            report = self._advance(self._states[request_id], outputs, now, aborts)
+            if report is not None:
+                reports.append(report)
+        return reports, failures, aborts
+
+    def _advance(
+        self, state: RequestState, outputs: Sequence[Output], now: float, aborts: list[tuple[str, int]]
+    ) -> RequestOutput | None:
+        first = state.times.first_token_time is None
+        parts: list[CompletionOutput] = []
+        for output in outputs:
+            part, stop = state.take(output)
+            if part is not None:
+                parts.append(part)
+                self._metrics.generation_tokens.inc(len(part.token_ids))
+            if stop:
+                aborts.append((output.request_id, output.index))
+        if first:
+            state.times.first_token_time = now
+            self._metrics.ttft.observe(now - state.times.arrival_time)
+        elif parts:
+            self._metrics.itl.observe(now - state.last_token_time)
+        state.last_token_time = now
+        if state.finished:
+            state.times.finished_time = now
+            self._metrics.finish(state.finish_reason, state.times, state.output_tokens)
+            del self._states[state.request.request_id]
+        return state.report(parts, first) if parts else None

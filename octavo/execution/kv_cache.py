@@ -1,0 +1,91 @@
+"""The paged KV cache: for each layer two tensors of blocks; sized once from a memory budget.
+
+Block b of layer l is `caches[l].k[b]` and `.v[b]`, each [num_kv_heads, block_size, head_size]. Knows no sequences:
+which block holds what is the scheduler's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from octavo.config import CacheConfig
+from octavo.errors import ConfigError
+from octavo.layers.attention.backend import CacheSpec, LayerCache
+
+GIB = 2**30
+_CPU_DEFAULT = GIB  # address space; pages are only backed by memory once a block is used
+
+
+class KVCache:
+    """num_blocks blocks of block_size tokens for every layer, on one device."""
+
+    def __init__(
+        self, specs: Sequence[CacheSpec], num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.caches = [
+            LayerCache(*(torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)))
+            for spec in specs
+            for shape in [(num_blocks, spec.num_kv_heads, block_size, spec.head_size)]
+        ]
+
+    def copy(self, copies: Sequence[tuple[int, int]]) -> None:
+        """Copy whole blocks, (source, destination) in order, in every layer."""
+        for source, destination in copies:
+            for cache in self.caches:
+                cache.k[destination].copy_(cache.k[source])
+                cache.v[destination].copy_(cache.v[source])
+
+
+def bytes_per_block(specs: Sequence[CacheSpec], block_size: int, dtype: torch.dtype) -> int:
+    return sum(2 * block_size * spec.num_kv_heads * spec.head_size * dtype.itemsize for spec in specs)
+
+
+def plan_blocks(
+    config: CacheConfig, block_bytes: int, free_bytes: int, max_model_len: int, device: torch.device
+) -> int:
+    """How many blocks to allocate. free_bytes: what the device can still give (GPU: within its utilization).
+
+    A CPU gets 1 GiB, or what one full context needs, and never more than half of the free memory.
+    Raises ConfigError when not even one block fits.
+    """
+    if config.num_gpu_blocks_override is not None:
+        return config.num_gpu_blocks_override
+    budget = config.kv_cache_memory
+    if budget is None and device.type == "cpu":
+        context = -(-max_model_len // config.block_size) * block_bytes
+        budget = min(max(_CPU_DEFAULT, context), free_bytes // 2)
+    elif budget is None:
+        budget = free_bytes
+    elif budget > free_bytes:
+        raise ConfigError(
+            f"--kv-cache-memory asks for {budget / GIB:.2f} GiB, but only {free_bytes / GIB:.2f} GiB are free"
+        )
+    blocks = budget // block_bytes
+    if blocks < 1:
+        raise ConfigError(
+            f"no room for the KV cache: one block needs {block_bytes} bytes, {budget} are available; "
+            "raise --kv-cache-memory, free memory, or choose a smaller model"
+        )
+    return int(blocks)
+
+
+def fit_context(asked: int | None, model_limit: int, num_blocks: int, block_size: int) -> int:
+    """The longest context to serve: what was asked, else the model's limit cut to what the cache holds.
+
+    Raises ConfigError if a length was asked for that the model or the cache cannot hold.
+    """
+    capacity = num_blocks * block_size
+    if asked is None or asked == -1:
+        return min(model_limit, capacity)
+    if asked > model_limit:
+        raise ConfigError(f"--max-model-len {asked} is beyond the model's own limit of {model_limit} tokens")
+    if asked > capacity:
+        raise ConfigError(
+            f"--max-model-len {asked} does not fit: the KV cache holds {capacity} tokens; "
+            f"raise --kv-cache-memory or lower --max-model-len"
+        )
+    return max(asked, 1)

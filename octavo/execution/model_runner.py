@@ -1,0 +1,81 @@
+"""Runs one device's share of a step: the plan's rows through the model, the last positions through the sampler.
+
+Shape letters: T tokens of the step, D rows that draw, V vocabulary, E hidden size.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from octavo.execution.batch import Batch, BlockTables
+from octavo.execution.graphs import Eager
+from octavo.execution.kv_cache import KVCache
+from octavo.execution.sampler import Sampler, logprobs
+from octavo.layers.attention.paged import PagedAttention
+from octavo.models.decoder import Decoder
+from octavo.plan import Row, RowResult, StepPlan, StepResult
+from octavo.request import Logprobs
+
+_PROMPT_LOGPROB_CHUNK = 128  # positions whose logits are held at once: a vocabulary is large
+
+
+class ModelRunner:
+    """Holds what lives between steps: block tables, sampling histories, the KV cache."""
+
+    def __init__(self, model: Decoder, cache: KVCache, max_model_len: int, device: torch.device) -> None:
+        self._model = model
+        self._cache = cache
+        self._tables = BlockTables(-(-max_model_len // cache.block_size), device, cache.block_size)
+        self._sampler = Sampler()
+        self._graph = Eager(model, PagedAttention(), cache.caches)
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan) -> StepResult:
+        for sequence_id in plan.removed:
+            self._sampler.remove(sequence_id)
+        for spec in plan.added:
+            self._sampler.add(spec)
+        self._tables.apply(plan)
+        self._cache.copy(plan.copies)
+        if not plan.rows:
+            return StepResult(plan.step, [])
+        batch = self._tables.batch(plan.rows)
+        hidden_TE = self._graph.replay(batch)
+        results = self._draw(plan.rows, batch, hidden_TE)
+        return StepResult(plan.step, self._with_prompt_logprobs(plan.rows, results, hidden_TE, batch))
+
+    def _draw(self, rows: list[Row], batch: Batch, hidden_TE: Tensor) -> dict[int, RowResult]:
+        places = [place for place, row in enumerate(rows) if row.draws]
+        if not places:
+            return {}
+        drawing = [rows[place] for place in places]
+        last_D = torch.from_numpy(batch.last_R[places].astype(np.int64)).to(hidden_TE.device)
+        logits_DV = self._model.logits(hidden_TE[last_D])
+        return {result.sequence_id: result for result in self._sampler.sample(drawing, logits_DV)}
+
+    def _with_prompt_logprobs(
+        self, rows: list[Row], results: dict[int, RowResult], hidden_TE: Tensor, batch: Batch
+    ) -> list[RowResult]:
+        for row, last in zip(rows, batch.last_R.tolist(), strict=True):
+            spec = self._sampler.spec(row.sequence_id)
+            count = spec.params.prompt_logprobs
+            predicted = spec.token_ids[row.start + 1 : min(row.start + len(row.token_ids) + 1, spec.prompt_length)]
+            if count is None or not predicted:
+                continue
+            first = last + 1 - len(row.token_ids)
+            found = self._prompt_logprobs(hidden_TE[first : first + len(predicted)], predicted, count)
+            drawn = results.get(row.sequence_id, RowResult(row.sequence_id, []))
+            results[row.sequence_id] = RowResult(
+                row.sequence_id, drawn.token_ids, drawn.logprobs, found, error=drawn.error
+            )
+        return list(results.values())
+
+    def _prompt_logprobs(self, hidden_PE: Tensor, predicted: list[int], count: int) -> list[Logprobs]:
+        found: list[Logprobs] = []
+        for begin in range(0, len(predicted), _PROMPT_LOGPROB_CHUNK):
+            end = begin + _PROMPT_LOGPROB_CHUNK
+            for logits_V, token in zip(self._model.logits(hidden_PE[begin:end]), predicted[begin:end], strict=True):
+                found += logprobs(logits_V, [token], count)
+        return found

@@ -1,0 +1,83 @@
+"""One worker process per device, driven over a UNIX socket pair: a device's fault cannot touch the engine's memory.
+
+The child is this module run as a program.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from msgspec import Struct
+
+from octavo.checkpoint import Checkpoint
+from octavo.config import EngineConfig
+from octavo.errors import EngineDead, OctavoError
+from octavo.frames import FrameSocket
+from octavo.plan import StepPlan, StepResult
+from octavo.processes import Failed, Ready, Setup, configure_logging, end, enter_child, setup, start
+
+
+class Step(Struct, frozen=True, tag=True):
+    plan: StepPlan
+
+
+class Done(Struct, frozen=True, tag=True):
+    result: StepResult
+
+
+class MultiprocessExecutor:
+    """Starts the worker process and waits until its model is loaded. Raises the worker's own start-up error."""
+
+    def __init__(self, config: EngineConfig, checkpoint: Checkpoint) -> None:
+        self._process, connection = start(__name__)
+        self._link: FrameSocket[Ready | Failed | Done] = FrameSocket(connection, Ready | Failed | Done)
+        self._link.send(setup(config, checkpoint))
+        first = self._receive()
+        if isinstance(first, Failed):
+            self.close()
+            raise first.exception()
+        assert isinstance(first, Ready)
+        self.capacity = first.capacity
+
+    def run(self, plan: StepPlan) -> StepResult:
+        self._link.send(Step(plan))
+        answer = self._receive()
+        assert isinstance(answer, Done)
+        return answer.result
+
+    def close(self) -> None:
+        self._link.close()
+        end(self._process)
+
+    def _receive(self) -> Ready | Failed | Done:
+        try:
+            return self._link.receive()
+        except EOFError:
+            raise EngineDead(f"the worker process ended unexpectedly (exit code {self._process.wait()})") from None
+
+
+def main(descriptor: int) -> None:
+    """The worker process: set up, then a result per plan until the engine hangs up."""
+    link: FrameSocket[Setup | Step] = FrameSocket(enter_child(descriptor), Setup | Step)
+    from octavo.execution.worker import Worker
+
+    first = link.receive()
+    assert isinstance(first, Setup)
+    configure_logging(first.log_level)
+    try:
+        worker = Worker(first.config, first.checkpoint)
+    except OctavoError as error:
+        link.send(Failed.of(error))
+        return
+    link.send(Ready(worker.capacity))
+    while True:
+        try:
+            step = link.receive()
+        except (EOFError, ConnectionError):
+            return
+        assert isinstance(step, Step)
+        link.send(Done(worker.run(step.plan)))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,205 @@
+"""The sampler: a row of logits and its request's SamplingParams become tokens. Each row stands alone.
+
+Order, as vLLM's users know it: allowed ids, bad words, min tokens, logit bias, penalties; then greedy, or temperature,
+min-p, top-k, top-p and one draw. A draw inverts the cumulative distribution at a number keyed by (seed, position), so
+it never depends on the batch. Log-probabilities are those of the model, before any of this.
+
+Shape letters: R rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+from octavo.execution.philox import uniform
+from octavo.plan import Row, RowResult, SequenceSpec, fork_seed
+from octavo.request import Logprobs
+
+_NUCLEUS_GUESS = 1024  # most nuclei are smaller: sort this many before sorting the whole vocabulary
+
+
+class Sampler:
+    """Keeps, per sequence, what sampling needs to remember between steps."""
+
+    def __init__(self) -> None:
+        self._history: dict[int, History] = {}
+
+    def add(self, spec: SequenceSpec) -> None:
+        self._history[spec.sequence_id] = History(spec)
+
+    def remove(self, sequence_id: int) -> None:
+        del self._history[sequence_id]
+
+    def spec(self, sequence_id: int) -> SequenceSpec:
+        return self._history[sequence_id].spec
+
+    def sample(self, rows: list[Row], logits_RV: Tensor) -> list[RowResult]:
+        """One result per row; a row whose logits are not finite gets an error, the others their tokens."""
+        histories = [self._history[row.sequence_id] for row in rows]
+        for row, history in zip(rows, histories, strict=True):
+            history.follow(row)
+        raw_RV = logits_RV
+        if any(history.adjusts for history in histories):
+            logits_RV = logits_RV.clone()
+            for logits_V, history in zip(logits_RV, histories, strict=True):
+                history.adjust(logits_V)
+        best_R = logits_RV.argmax(-1)
+        peaks = logits_RV.gather(-1, best_R[:, None])[:, 0].tolist()  # a NaN anywhere in a row wins its argmax
+        best = best_R.tolist()
+        return [
+            self._row(row, history, raw_RV[place], logits_RV[place], best[place], peaks[place])
+            for place, (row, history) in enumerate(zip(rows, histories, strict=True))
+        ]
+
+    def _row(self, row: Row, history: History, raw_V: Tensor, logits_V: Tensor, best: int, peak: float) -> RowResult:
+        params = history.spec.params
+        if not math.isfinite(peak):
+            reason = (
+                "no token is allowed at this position" if peak == -math.inf else "the model's logits are not finite"
+            )
+            return RowResult(row.sequence_id, [], error=reason)
+        if history.spec.candidates:
+            return _beam_candidates(row, history.spec, logits_V)
+        if params.temperature == 0.0:
+            tokens = [best] * row.draws
+        else:
+            position = row.start + len(row.token_ids)
+            distribution = Distribution(logits_V, history.spec, peak)
+            seeds = [fork_seed(history.spec.seed, index) for index in range(row.draws)]
+            tokens = [distribution.draw(uniform(seed, position)) for seed in seeds]
+        if params.logprobs is None:
+            return RowResult(row.sequence_id, tokens)
+        return RowResult(row.sequence_id, tokens, logprobs(raw_V, tokens, params.logprobs))
+
+
+class History:
+    """What one sequence has said so far, as far as its parameters care."""
+
+    def __init__(self, spec: SequenceSpec) -> None:
+        self.spec = spec
+        self.tokens = list(spec.token_ids)
+        params = spec.params
+        self._penalizes = (
+            params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
+        )
+        self._output: Counter[int] = Counter(self.tokens[spec.prompt_length :]) if self._penalizes else Counter()
+        self._seen = set(self.tokens) if self._penalizes else set()
+        self.adjusts = bool(
+            self._penalizes
+            or spec.bad_words
+            or params.allowed_token_ids is not None
+            or params.logit_bias
+            or (params.min_tokens and spec.end_token_ids)
+        )
+
+    def follow(self, row: Row) -> None:
+        """The row's tokens are known now; those that are new were drawn in the step before."""
+        fresh = row.token_ids[max(len(self.tokens) - row.start, 0) :]
+        self.tokens.extend(fresh)
+        if self._penalizes:
+            self._output.update(fresh)
+            self._seen.update(fresh)
+
+    def adjust(self, logits_V: Tensor) -> None:
+        """Apply, in place, what does not depend on temperature."""
+        params = self.spec.params
+        if params.allowed_token_ids is not None:
+            allowed = torch.tensor(params.allowed_token_ids, device=logits_V.device)
+            kept = logits_V[allowed]
+            logits_V.fill_(-math.inf)
+            logits_V[allowed] = kept
+        forbidden = self._forbidden_words()
+        if len(self.tokens) - self.spec.prompt_length < params.min_tokens:
+            forbidden += self.spec.end_token_ids
+        if forbidden:
+            logits_V[torch.tensor(forbidden, device=logits_V.device)] = -math.inf
+        if params.logit_bias:
+            ids = torch.tensor(list(params.logit_bias), device=logits_V.device)
+            logits_V[ids] += torch.tensor(list(params.logit_bias.values()), device=logits_V.device)
+        if self._penalizes:
+            self._penalize(logits_V)
+
+    def _forbidden_words(self) -> list[int]:
+        """Last tokens of the bad words whose other tokens were just produced."""
+        output = self.tokens[self.spec.prompt_length :]
+        return [
+            word[-1]
+            for word in self.spec.bad_words
+            if len(word) == 1 or (len(output) >= len(word) - 1 and output[1 - len(word) :] == word[:-1])
+        ]
+
+    def _penalize(self, logits_V: Tensor) -> None:
+        params = self.spec.params
+        if params.repetition_penalty != 1.0 and self._seen:
+            ids = torch.tensor(sorted(self._seen), device=logits_V.device)
+            values = logits_V[ids]
+            penalty = params.repetition_penalty
+            logits_V[ids] = torch.where(values > 0, values / penalty, values * penalty)
+        if self._output:
+            ids = torch.tensor(list(self._output), device=logits_V.device)
+            counts = torch.tensor(list(self._output.values()), dtype=torch.float32, device=logits_V.device)
+            logits_V[ids] -= params.frequency_penalty * counts + params.presence_penalty
+
+
+class Distribution:
+    """What may be drawn: tokens and the running sum of their probabilities (not normalised)."""
+
+    def __init__(self, logits_V: Tensor, spec: SequenceSpec, peak: float) -> None:
+        params = spec.params
+        vocabulary = len(logits_V)
+        scaled_V = (logits_V - peak) / params.temperature  # the best token is at 0
+        if params.min_p > 0.0:
+            scaled_V = scaled_V.masked_fill(scaled_V < math.log(params.min_p), -math.inf)
+        weights = scaled_V.exp()
+        ids: Tensor | None = None
+        if 0 < params.top_k < vocabulary:
+            weights, ids = weights.topk(params.top_k)
+        if params.top_p < 1.0:
+            weights, ids = _nucleus(weights, ids, params.top_p)
+        self._ids = ids
+        self._sums = weights.double().cumsum(0)
+
+    def draw(self, number: float) -> int:
+        """The token at `number` in [0, 1) of the cumulative distribution."""
+        target = self._sums.new_tensor(number) * self._sums[-1]
+        place = int(torch.searchsorted(self._sums, target, right=True))
+        return place if self._ids is None else int(self._ids[place])
+
+
+def _nucleus(weights: Tensor, ids: Tensor | None, top_p: float) -> tuple[Tensor, Tensor]:
+    """The fewest best tokens whose share reaches top_p. `weights` is sorted already if `ids` is given."""
+    total = weights.double().sum()
+    if ids is None:
+        best, ids = weights.topk(min(_NUCLEUS_GUESS, len(weights)))
+        if best.double().sum() < top_p * total:
+            best, ids = weights.sort(descending=True, stable=True)
+        weights = best
+    before = weights.double().cumsum(0) - weights.double()
+    kept = max(int((before < top_p * total).sum()), 1)
+    return weights[:kept], ids[:kept]
+
+
+def logprobs(raw_V: Tensor, tokens: list[int], count: int) -> list[Logprobs]:
+    """For each drawn token: its own log-probability and rank, then the `count` best (-1: all)."""
+    values_V = raw_V.log_softmax(-1)
+    top, ids = values_V.topk(len(values_V) if count == -1 else min(count, len(values_V)))
+    best_ids, best_values = ids.tolist(), top.tolist()
+    found = []
+    for token in tokens:
+        own = values_V[token]
+        rank = int((values_V > own).sum()) + 1
+        ranks = [rank, *range(1, len(best_ids) + 1)]
+        found.append(Logprobs([token, *best_ids], [own.item(), *best_values], ranks))
+    return found
+
+
+def _beam_candidates(row: Row, spec: SequenceSpec, logits_V: Tensor) -> RowResult:
+    temperature = spec.params.temperature or 1.0
+    values, ids = (logits_V / temperature).log_softmax(-1).topk(min(spec.candidates, len(logits_V)))
+    count = len(ids)
+    best = ids.tolist()
+    return RowResult(row.sequence_id, best, [Logprobs(best, values.tolist(), list(range(1, count + 1)))])

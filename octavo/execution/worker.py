@@ -1,0 +1,101 @@
+"""A worker owns one device: it loads the model there, sizes the KV cache, and runs its share of every step."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+
+import torch
+
+from octavo.checkpoint import Checkpoint
+from octavo.config import EngineConfig
+from octavo.errors import ConfigError
+from octavo.execution.kv_cache import GIB, KVCache, bytes_per_block, fit_context, plan_blocks
+from octavo.execution.model_runner import ModelRunner
+from octavo.models.decoder import Decoder
+from octavo.models.registry import build
+from octavo.models.weights.loader import dummy_weights, load_weights
+from octavo.models.weights.sources import open_source
+from octavo.plan import Capacity, StepPlan, StepResult
+
+logger = logging.getLogger(__name__)
+
+
+class Worker:
+    """Loads the model when made. Raises CheckpointError or ConfigError with what to do."""
+
+    def __init__(self, config: EngineConfig, checkpoint: Checkpoint) -> None:
+        device = choose_device(config.execution.device)
+        if device.type == "cpu":
+            torch.set_num_threads(config.execution.num_threads or available_cores())
+        dtype = choose_dtype(config.model.dtype, checkpoint, device)
+        started = time.monotonic()
+        model = _load(config, checkpoint, dtype, device)
+        block_size = config.cache.block_size
+        block_bytes = bytes_per_block(model.cache_specs, block_size, dtype)
+        asked = config.model.max_model_len
+        longest = model.max_position if asked in (None, -1) else min(asked or 1, model.max_position)
+        free = free_memory(device, config.cache.gpu_memory_utilization)
+        blocks = plan_blocks(config.cache, block_bytes, free, longest, device)
+        max_model_len = fit_context(asked, model.max_position, blocks, block_size)
+        self.capacity = Capacity(
+            num_blocks=blocks, block_size=block_size, max_model_len=max_model_len, vocab_size=model.vocab_size
+        )
+        cache = KVCache(model.cache_specs, blocks, block_size, dtype, device)
+        self._runner = ModelRunner(model, cache, max_model_len, device)
+        logger.info(
+            "%s in %s on %s after %.1f s; KV cache: %d blocks of %d tokens, %.2f GiB; context %d",
+            checkpoint.name, str(dtype).removeprefix("torch."), device, time.monotonic() - started,
+            blocks, block_size, blocks * block_bytes / GIB, max_model_len,
+        )  # fmt: skip
+
+    def run(self, plan: StepPlan) -> StepResult:
+        return self._runner.run(plan)
+
+
+def _load(config: EngineConfig, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Decoder:
+    model = build(checkpoint.config, dtype, device)
+    if checkpoint.format == "dummy":
+        dummy_weights(model, config.model.seed)
+    else:
+        load_weights(model, open_source(checkpoint))
+    return model.eval()
+
+
+def choose_device(name: str) -> torch.device:
+    """auto: the first GPU if there is one, else the CPU. Raises ConfigError."""
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"--device {name!r} is not a device; use auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def choose_dtype(asked: str, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
+    """auto: the checkpoint's own 16-bit type, bfloat16 for a float32 one; float32 where a CPU cannot multiply it."""
+    if asked != "auto":
+        return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[asked]
+    stored = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
+    if device.type == "cpu":
+        return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    return torch.float16 if stored == "float16" else torch.bfloat16
+
+
+def available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_memory(device: torch.device, utilization: float) -> int:
+    """Bytes that the KV cache may take: what the machine has free, or a GPU's share less what is in use there."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return max(int(total * utilization) - (total - free), 0)
+    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")

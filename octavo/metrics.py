@@ -1,0 +1,136 @@
+"""Counters, gauges and histograms, named once: the names, labels and buckets that vLLM's dashboards expect.
+
+Lives where requests enter and leave (`observe`, `accept`, `finish`); the core only reports plain `EngineStats`.
+Label values come from fixed sets, so no client can grow the registry.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from octavo.request import FinishReason, RequestMetrics
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_TTFT = (
+    .001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560,
+)  # fmt: skip
+_ITL = (.01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)  # fmt: skip
+_LATENCY = (.3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)  # fmt: skip
+_ITERATION = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+_N = (1, 2, 5, 10, 20)
+
+FINISHED_REASONS: tuple[FinishReason, ...] = ("stop", "length", "abort", "error")
+
+
+class EngineStats(Struct, frozen=True, array_like=True):
+    """The core after a step. Counters are totals since its start."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_cache_usage: float = 0.0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+    preemptions: int = 0
+    step_tokens: int = 0  # computed in this step; 0: no step was run
+
+
+def _token_buckets(longest: int) -> tuple[float, ...]:
+    buckets: list[float] = []
+    scale = 1
+    while scale <= longest:
+        buckets += [scale * digit for digit in (1, 2, 5) if scale * digit <= longest]
+        scale *= 10
+    return tuple(buckets)
+
+
+class Metrics:
+    """One engine's metrics in a registry of their own. longest: tokens of the longest request, for the buckets."""
+
+    def __init__(self, model_name: str, longest: int) -> None:
+        self.registry = CollectorRegistry()
+        self._labels = {"model_name": model_name, "engine": "0"}
+        self._last = EngineStats()
+        tokens = _token_buckets(longest)
+        self.running = self._gauge("num_requests_running", "Sequences in the running batch.")
+        self.waiting = self._gauge("num_requests_waiting", "Sequences waiting to be scheduled.")
+        self.kv_usage = self._gauge("kv_cache_usage_perc", "Share of KV-cache blocks in use; 1 is full.")
+        self.queries = self._counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.")
+        self.hits = self._counter("prefix_cache_hits", "Prompt tokens found in the prefix cache.")
+        self.preemptions = self._counter("num_preemptions", "Sequences preempted.")
+        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of started requests.")
+        self.generation_tokens = self._counter("generation_tokens", "Tokens generated.")
+        self.accepted = self._counter("requests_accepted", "Requests taken in.")
+        labels = ["model_name", "engine", "finished_reason"]
+        self._success = Counter("vllm:request_success", "Finished requests.", labels, registry=self.registry)
+        for reason in FINISHED_REASONS:
+            self._success.labels(**self._labels, finished_reason=reason)
+        self.iteration_tokens = self._histogram("iteration_tokens_total", "Tokens computed in a step.", _ITERATION)
+        self.ttft = self._histogram("time_to_first_token_seconds", "Time to the first token.", _TTFT)
+        self.itl = self._histogram("inter_token_latency_seconds", "Time between tokens of a sequence.", _ITL)
+        self.tpot = self._histogram("request_time_per_output_token_seconds", "Mean time per later token.", _ITL)
+        self.e2e = self._histogram("e2e_request_latency_seconds", "From arrival to the last token.", _LATENCY)
+        self.queue_time = self._histogram("request_queue_time_seconds", "From arrival to the first step.", _LATENCY)
+        self.prefill_time = self._histogram(
+            "request_prefill_time_seconds", "From the first step to the first token.", _LATENCY
+        )
+        self.decode_time = self._histogram("request_decode_time_seconds", "From the first token to the last.", _LATENCY)
+        self.inference_time = self._histogram(
+            "request_inference_time_seconds", "From the first step to the last token.", _LATENCY
+        )
+        self.prompt_length = self._histogram("request_prompt_tokens", "Prompt tokens per request.", tokens)
+        self.output_length = self._histogram("request_generation_tokens", "Output tokens per request.", tokens)
+        self.max_tokens = self._histogram("request_params_max_tokens", "max_tokens per request.", tokens)
+        self.n = self._histogram("request_params_n", "n per request.", _N)
+
+    def render(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self.registry)
+
+    def observe(self, stats: EngineStats) -> None:
+        """A report of the core."""
+        last, self._last = self._last, stats
+        self.running.set(stats.running)
+        self.waiting.set(stats.waiting)
+        self.kv_usage.set(stats.kv_cache_usage)
+        self.queries.inc(stats.prefix_cache_queries - last.prefix_cache_queries)
+        self.hits.inc(stats.prefix_cache_hits - last.prefix_cache_hits)
+        self.preemptions.inc(stats.preemptions - last.preemptions)
+        if stats.step_tokens:
+            self.iteration_tokens.observe(stats.step_tokens)
+
+    def accept(self, prompt_tokens: int, max_tokens: int, n: int) -> None:
+        self.accepted.inc()
+        self.prompt_tokens.inc(prompt_tokens)
+        self.prompt_length.observe(prompt_tokens)
+        self.max_tokens.observe(max_tokens)
+        self.n.observe(n)
+
+    def finish(self, reason: FinishReason, times: RequestMetrics, output_tokens: int) -> None:
+        """A request left; `times.finished_time` is set."""
+        self._success.labels(**self._labels, finished_reason=reason).inc()
+        end = times.finished_time
+        if reason in ("abort", "error") or end is None:
+            return
+        self.output_length.observe(output_tokens)
+        self.e2e.observe(end - times.arrival_time)
+        started, first = times.first_scheduled_time, times.first_token_time
+        if started is None or first is None:
+            return
+        self.queue_time.observe(started - times.arrival_time)
+        self.prefill_time.observe(first - started)
+        self.decode_time.observe(end - first)
+        self.inference_time.observe(end - started)
+        if output_tokens > 1:
+            self.tpot.observe((end - first) / (output_tokens - 1))
+
+    def _gauge(self, name: str, help: str) -> Gauge:
+        return Gauge(f"vllm:{name}", help, list(self._labels), registry=self.registry).labels(**self._labels)
+
+    def _counter(self, name: str, help: str) -> Counter:
+        return Counter(f"vllm:{name}", help, list(self._labels), registry=self.registry).labels(**self._labels)
+
+    def _histogram(self, name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
+        metric = Histogram(f"vllm:{name}", help, list(self._labels), registry=self.registry, buckets=buckets)
+        return metric.labels(**self._labels)
