@@ -77,6 +77,13 @@ clean: ## remove the environment and everything built
 $(VENV)/.installed: $(VENV)/.requirements $(NATIVE_SOURCES) $(wildcard CMakeLists.txt) pyproject.toml constraints.txt
 	@echo "installing octavo into $(VENV)"
 	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@if ! compgen -G '$(VENV)/lib/python*/site-packages/octavo/kernels/*.so' >/dev/null; then \
+		if command -v c++ >/dev/null; then \
+			$(BIN)/python -m pip install --verbose --no-deps --no-build-isolation --editable . | tail -n 60; \
+			echo "the kernels did not compile; the reason stands above" >&2; exit 1; \
+		fi; \
+		echo "no C++ compiler: octavo will compute in plain torch, slower"; \
+	fi
 	@touch $@
 
 # torch comes first and alone: it is the largest download, and a wheel at hand (PIP_FIND_LINKS) is taken as it is.
