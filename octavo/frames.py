@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -17,7 +18,25 @@ Message = TypeVar("Message")
 HEADER = 4
 MAX_FRAME = 2**30  # a frame this large is a bug or an attack, not a message
 
-_encoder = msgspec.msgpack.Encoder()
+
+def _text_of_path(value: Any) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError(f"{type(value).__name__} does not travel")
+
+
+def _path_of_text(wanted: type, value: Any) -> Any:
+    if wanted is Path:
+        return Path(value)
+    raise NotImplementedError(f"{wanted.__name__} does not travel")
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_text_of_path)
+
+
+def decoder(receives: Any) -> msgspec.msgpack.Decoder[Any]:
+    """Decodes frames of one type (or union); anything else is a ValidationError. Paths travel as text."""
+    return msgspec.msgpack.Decoder(receives, dec_hook=_path_of_text)
 
 
 def encode(message: Any) -> bytes:
@@ -38,7 +57,7 @@ class FrameSocket(Generic[Message]):
     def __init__(self, connection: socket.socket, receives: Any) -> None:
         self._socket = connection
         self._reader = connection.makefile("rb")
-        self._decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(receives)
+        self._decoder: msgspec.msgpack.Decoder[Message] = decoder(receives)
 
     def send(self, message: Any) -> None:
         self._socket.sendall(encode(message))

@@ -41,7 +41,7 @@ class Channel:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
-        self._decoder: msgspec.msgpack.Decoder[FromCore] = msgspec.msgpack.Decoder(FromCore)
+        self._decoder: msgspec.msgpack.Decoder[FromCore] = frames.decoder(FromCore)
 
     @classmethod
     async def open(cls, connection: socket.socket) -> Channel:

@@ -44,6 +44,7 @@ class Scheduler:
         self.waiting: list[Sequence] = []  # both in the policy's order
         self.running: list[Sequence] = []
         self.preemptions = 0
+        self.started: list[str] = []  # requests whose first tokens are in the latest plan
         self._policy = POLICIES[config.scheduling_policy]
         self._reserve = int(config.watermark * num_blocks)
         self._groups: dict[str, Group] = {}
@@ -83,10 +84,16 @@ class Scheduler:
         )
         self._queued_tokens += length
 
-    def abort(self, request_id: str) -> None:
-        """Forget a request at any moment; unknown ids are ignored (it may have finished just now)."""
-        group = self._groups.pop(request_id, None)
-        if group is not None:
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """Forget a request, or one of its sequences, at any moment; unknown ones are ignored (just finished)."""
+        group = self._groups.get(request_id)
+        if group is None:
+            return
+        if index is not None and group.forked:
+            for sequence in [member for member in group.live if member.index == index]:
+                self._end_sequence(sequence)
+        else:
+            del self._groups[request_id]
             self._end_group(group)
 
     def _check_queue(self, tokens: int) -> None:
@@ -101,6 +108,7 @@ class Scheduler:
     def schedule(self) -> StepPlan:
         """The next step. Owners of blocks and `computed` move only here and in `update`."""
         plan = StepPlan(step=self._steps, added=[], rows=[], copies=[], removed=[])
+        self.started.clear()
         self._steps += 1
         preempted = self._continue_running(plan)
         if not preempted:
@@ -207,6 +215,7 @@ class Scheduler:
         group = sequence.group
         if group.cached_tokens is None:
             group.cached_tokens = sequence.computed
+            self.started.append(group.request.request_id)
             self._queued_tokens -= len(group.request.prompt_token_ids)
             self.prefix_cache.queries += len(sequence.tokens)
             self.prefix_cache.hits += sequence.computed
