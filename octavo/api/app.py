@@ -1,0 +1,90 @@
+"""The app: which path leads to which handler, and what stands in front of all of them.
+
+`build_app(engine, config)` is a function of the engine's face and the config alone, so tests drive it in process. The
+engine may come later (`app.state.desk.engine = engine`); until it is ready, /live answers and the rest says 503.
+"""
+
+from __future__ import annotations
+
+import time
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from octavo.api.auth import BearerAuth
+from octavo.api.desk import Desk
+from octavo.api.engine import Engine
+from octavo.api.exchange import Endpoint, Handler, RequestLog
+from octavo.api.generate import generate
+from octavo.api.limits import Limits
+from octavo.api.openai.chat import chat_completions
+from octavo.api.openai.completions import completions
+from octavo.api.openai.models import list_models, retrieve_model
+from octavo.api.probes import live, metrics, ready, version
+from octavo.api.tokens import detokenize, tokenize
+from octavo.api.wire import error_response
+from octavo.config import ServerConfig
+from octavo.errors import InvalidRequest, NotFound
+
+_GET: dict[str, Handler] = {
+    "/live": live,
+    "/ready": ready,
+    "/health": ready,
+    "/version": version,
+    "/metrics": metrics,
+    "/v1/models": list_models,
+    "/v1/models/{model:path}": retrieve_model,
+}
+_POST: dict[str, Handler] = {
+    "/v1/chat/completions": chat_completions,
+    "/v1/completions": completions,
+    "/tokenize": tokenize,
+    "/detokenize": detokenize,
+    "/generate": generate,
+}
+
+
+class MethodNotAllowed(InvalidRequest):
+    status = 405
+
+
+def build_app(engine: Engine | None, config: ServerConfig, limits: Limits | None = None) -> Starlette:
+    desk = Desk(limits or Limits(), engine, created=int(time.time()))
+    middleware = [Middleware(RequestLog)]
+    if config.allowed_origins:
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=config.allowed_origins,
+                allow_methods=("GET", "POST"),
+                allow_headers=("*",),
+                expose_headers=("x-request-id",),
+            )
+        )
+    if config.api_key:
+        middleware.append(Middleware(BearerAuth, keys=config.api_key, root_path=config.root_path))
+    routes = [Route(path, Endpoint(handler, desk), methods=["GET"], name=path) for path, handler in _GET.items()]
+    routes += [
+        Route(path, Endpoint(handler, desk, takes_body=True), methods=["POST"], name=path)
+        for path, handler in _POST.items()
+    ]
+    app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _routing_error})
+    app.router.redirect_slashes = False
+    app.state.desk = desk
+    return app
+
+
+async def _routing_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    shown = f"{request.method} {request.scope['path'][:200]}"
+    allow = dict(error.headers or {})
+    if error.status_code != 405:
+        return error_response(NotFound(f"Invalid URL ({shown})"))
+    if request.method == "OPTIONS":
+        return Response(status_code=204, headers=allow)
+    return error_response(MethodNotAllowed(f"Invalid method for URL ({shown})"), allow)

@@ -1,0 +1,76 @@
+"""What the desk asks of an engine: the part of `AsyncLLMEngine` that the HTTP door uses.
+
+Written as a protocol so that tests drive every endpoint with a scripted engine. Importing it loads no engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from octavo.config import EngineConfig
+from octavo.request import BeamSearchParams, PromptType, RequestOutput, SamplingParams
+
+
+class Checkpoint(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+class Tokenizer(Protocol):
+    @property
+    def vocab_size(self) -> int: ...
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
+    def token(self, token_id: int) -> str: ...
+
+
+class ChatTemplate(Protocol):
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **kwargs: Any,
+    ) -> str: ...
+
+
+class Metrics(Protocol):
+    def render(self) -> bytes: ...
+
+
+class Engine(Protocol):
+    """`generate` is an async generator: it yields only what is new, and closing it early aborts the request.
+
+    `max_model_len` and `default_sampling` are known once the engine is ready.
+    """
+
+    @property
+    def ready(self) -> bool: ...
+    @property
+    def dead(self) -> bool: ...
+    @property
+    def config(self) -> EngineConfig: ...
+    @property
+    def checkpoint(self) -> Checkpoint: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def chat_template(self) -> ChatTemplate: ...
+    @property
+    def max_model_len(self) -> int: ...
+    @property
+    def metrics(self) -> Metrics: ...
+    @property
+    def default_sampling(self) -> Mapping[str, Any]: ...
+
+    def generate(
+        self,
+        prompt: PromptType,
+        sampling_params: SamplingParams | BeamSearchParams,
+        request_id: str,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+    ) -> AsyncIterator[RequestOutput]: ...

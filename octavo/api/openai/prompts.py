@@ -1,0 +1,126 @@
+"""From what callers send as prompts and messages to token ids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from msgspec import UNSET
+
+from octavo.api.engine import Engine
+from octavo.api.generation import encode
+from octavo.api.limits import PROMPTS
+from octavo.api.openai.types import ChatMessage, ContentPart, Prompt, ToolCall
+from octavo.errors import InvalidRequest
+
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+_RESERVED = frozenset(("messages", "tools", "add_generation_prompt", "continue_final_message", "tokenize",
+                       "chat_template", "bos_token", "eos_token"))  # fmt: skip
+
+
+def split_prompts(prompt: Prompt) -> list[str | list[int]]:
+    """A prompt field holds one text, texts, one list of ids, or lists of ids. Raises InvalidRequest."""
+    if isinstance(prompt, str):
+        prompts: list[Any] = [prompt]
+    elif all(isinstance(item, int) for item in prompt):
+        prompts = [prompt]
+    else:
+        prompts = list(prompt)
+        kinds = {type(item) for item in prompts}
+        if len(kinds) > 1 or int in kinds:
+            message = "Invalid 'prompt': a list must hold only strings, only token ids, or only lists of token ids."
+            raise InvalidRequest(message, param="prompt", code="invalid_type")
+    if len(prompts) > PROMPTS:
+        message = f"Invalid 'prompt': at most {PROMPTS} prompts in one request, not {len(prompts)}."
+        raise InvalidRequest(message, param="prompt", code="array_above_max_length")
+    if not all(prompts):
+        raise InvalidRequest("Invalid 'prompt': a prompt must not be empty.", param="prompt", code="invalid_value")
+    return prompts
+
+
+async def encode_prompt(engine: Engine, prompt: str | list[int], *, add_special_tokens: bool = True) -> list[int]:
+    if isinstance(prompt, list):
+        return prompt
+    return await encode(engine, prompt, "prompt", add_special_tokens=add_special_tokens)
+
+
+async def encode_chat(
+    engine: Engine,
+    messages: Sequence[ChatMessage],
+    *,
+    add_generation_prompt: bool | None,
+    continue_final_message: bool | None,
+    template_kwargs: dict[str, Any] | None,
+    add_special_tokens: bool = False,
+) -> list[int]:
+    """Token ids of the messages in the model's chat template, which writes special tokens itself."""
+    if add_generation_prompt and continue_final_message:
+        message = "'add_generation_prompt' and 'continue_final_message' exclude each other."
+        raise InvalidRequest(message, param="continue_final_message", code="invalid_value")
+    for name in template_kwargs or ():
+        if name in _RESERVED:
+            param = f"chat_template_kwargs.{name}"
+            raise InvalidRequest(f"Unsupported parameter: '{param}'.", param=param, code="unsupported_parameter")
+    text = engine.chat_template.render(
+        [_template_message(message, f"messages[{index}]") for index, message in enumerate(messages)],
+        add_generation_prompt=not continue_final_message if add_generation_prompt is None else add_generation_prompt,
+        continue_final_message=bool(continue_final_message),
+        **(template_kwargs or {}),
+    )
+    return await encode(engine, text, "messages", add_special_tokens=add_special_tokens)
+
+
+def _template_message(message: ChatMessage, place: str) -> dict[str, Any]:
+    """A message as templates expect it: content as one string, tool arguments as objects."""
+    if message.role not in _ROLES:
+        listed = ", ".join(repr(role) for role in _ROLES)
+        raise InvalidRequest(
+            f"Invalid '{place}.role': {message.role[:64]!r} is none of {listed}.",
+            param=f"{place}.role",
+            code="invalid_value",
+        )
+    rendered: dict[str, Any] = {"role": _ROLES[message.role], "content": _content(message, f"{place}.content")}
+    if message.name is not None:
+        rendered["name"] = message.name
+    if message.tool_call_id is not None:
+        rendered["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        rendered["tool_calls"] = [_template_tool_call(call) for call in message.tool_calls]
+    return rendered
+
+
+def _content(message: ChatMessage, place: str) -> str:
+    content = message.content
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        return "\n".join(_part_text(part, f"{place}[{index}]") for index, part in enumerate(content))
+    if message.role == "assistant" and message.tool_calls:
+        return ""
+    if content is UNSET:
+        raise InvalidRequest(f"Missing required parameter: '{place}'.", param=place, code="missing_required_parameter")
+    text = f"Invalid type for '{place}': expected one of a string or an array of objects, but got null instead."
+    raise InvalidRequest(text, param=place, code="invalid_type")
+
+
+def _part_text(part: ContentPart, place: str) -> str:
+    if part.type != "text":
+        message = f"Invalid '{place}.type': this model reads only 'text' parts, not {part.type[:64]!r}."
+        raise InvalidRequest(message, param=f"{place}.type", code="invalid_value")
+    if part.text is None:
+        place = f"{place}.text"
+        raise InvalidRequest(f"Missing required parameter: '{place}'.", param=place, code="missing_required_parameter")
+    return part.text
+
+
+def _template_tool_call(call: ToolCall) -> dict[str, Any]:
+    try:
+        arguments = json.loads(call.function.arguments)
+    except (ValueError, RecursionError):
+        arguments = call.function.arguments  # what a model wrote need not be JSON
+    return {
+        "id": call.id,
+        "type": call.type or "function",
+        "function": {"name": call.function.name, "arguments": arguments},
+    }

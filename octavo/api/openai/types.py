@@ -1,0 +1,302 @@
+"""The bodies of the OpenAI-style endpoints, as structs. Ranges and lengths are checked while a body is decoded.
+
+Field names and defaults are OpenAI's, then vLLM's for what OpenAI lacks. None means that the caller left it out: the
+model's own sampling default, else OpenAI's, takes its place. `*_UNSUPPORTED` names what is refused rather than ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from octavo.api import limits
+from octavo.request import MAX_LOGIT_BIAS, MAX_SEQUENCES_PER_REQUEST, FinishReason
+
+INT_MAX = 2**31 - 1
+Count = Annotated[int, Meta(ge=0, le=INT_MAX)]
+Sequences = Annotated[int, Meta(ge=1, le=MAX_SEQUENCES_PER_REQUEST)]
+MaxTokens = Annotated[int, Meta(ge=1, le=INT_MAX)]
+TokenId = Annotated[int, Meta(ge=0, le=INT_MAX)]
+Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Int32 = Annotated[int, Meta(ge=-(2**31), le=INT_MAX)]
+Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
+Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+Bias = Annotated[float, Meta(ge=-MAX_LOGIT_BIAS, le=MAX_LOGIT_BIAS)]
+PromptLogprobsCount = Annotated[int, Meta(ge=-1, le=INT_MAX)]
+Name = Annotated[str, Meta(max_length=limits.NAME_LENGTH)]
+StopString = Annotated[str, Meta(min_length=1, max_length=limits.STOP_STRING_LENGTH)]
+Stop = StopString | Annotated[list[StopString], Meta(max_length=limits.STOP_STRINGS)]
+BadWord = Annotated[str, Meta(min_length=1, max_length=limits.BAD_WORD_LENGTH)]
+CacheSalt = Annotated[str, Meta(min_length=1, max_length=limits.CACHE_SALT_LENGTH)]
+Prompt = str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
+TemplateValue = bool | Int64 | float | Annotated[str, Meta(max_length=limits.TEMPLATE_KWARG_LENGTH)] | None
+TemplateKwargs = Annotated[dict[str, TemplateValue], Meta(max_length=limits.TEMPLATE_KWARGS)]
+
+_LATER = "This server does not support it yet."
+_NOT_HERE = "This server does not support it."
+
+CHAT_UNSUPPORTED = {
+    "chat_template": "The server uses the model's own template; it can be set with --chat-template.",
+    "tools": _LATER,
+    "functions": "It is deprecated, and this server does not support it.",
+    "function_call": "It is deprecated, and this server does not support it.",
+    "structured_outputs": _LATER,
+    "guided_json": _LATER,
+    "guided_regex": _LATER,
+    "guided_choice": _LATER,
+    "guided_grammar": _LATER,
+    "documents": _NOT_HERE,
+    "audio": _NOT_HERE,
+    "echo": "To continue the last message, use continue_final_message.",
+    "mm_processor_kwargs": _NOT_HERE,
+    "kv_transfer_params": _NOT_HERE,
+    "truncate_prompt_tokens": _NOT_HERE,
+    "logits_processors": _NOT_HERE,
+    "thinking_token_budget": _NOT_HERE,
+}
+COMPLETION_UNSUPPORTED = {
+    "suffix": _NOT_HERE,
+    "prompt_embeds": _NOT_HERE,
+    **{name: why for name, why in CHAT_UNSUPPORTED.items() if name.startswith(("guided", "structured"))},
+    "kv_transfer_params": _NOT_HERE,
+    "truncate_prompt_tokens": _NOT_HERE,
+    "logits_processors": _NOT_HERE,
+}
+
+
+class StreamOptions(Struct, kw_only=True):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class ResponseFormat(Struct, kw_only=True):
+    type: str
+
+
+class SamplingFields(Struct, kw_only=True):
+    """What /v1/chat/completions, /v1/completions and /generate share, under the names of `SamplingParams`."""
+
+    n: Sequences | None = None
+    seed: Int64 | None = None
+    temperature: Annotated[float, Meta(ge=0.0)] | None = None
+    top_p: Share | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=INT_MAX)] | None = None
+    min_p: Share | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: float | None = None
+    logit_bias: Annotated[dict[TokenId, Bias], Meta(max_length=limits.LOGIT_BIAS_ENTRIES)] | None = None
+    allowed_token_ids: Annotated[list[TokenId], Meta(min_length=1, max_length=limits.ALLOWED_TOKEN_IDS)] | None = None
+    bad_words: Annotated[list[BadWord], Meta(max_length=limits.BAD_WORDS)] | None = None
+    stop: Stop | None = None
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=limits.STOP_TOKEN_IDS)] | None = None
+    ignore_eos: bool | None = None
+    min_tokens: Count | None = None
+    include_stop_str_in_output: bool | None = None
+    prompt_logprobs: PromptLogprobsCount | None = None
+    skip_special_tokens: bool | None = None
+
+
+class OpenAIFields(SamplingFields, kw_only=True):
+    """What the two OpenAI endpoints share."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    response_format: ResponseFormat | None = None
+    priority: Int32 | None = None
+    cache_salt: CacheSalt | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    return_token_ids: bool | None = None
+
+
+class ContentPart(Struct, kw_only=True):
+    type: Name
+    text: str | None = None
+
+
+class FunctionCall(Struct, kw_only=True):
+    name: Name
+    arguments: str
+
+
+class ToolCall(Struct, kw_only=True):
+    id: Name | None = None
+    type: Name | None = None
+    function: FunctionCall
+
+
+class ChatMessage(Struct, kw_only=True):
+    role: Name
+    content: (
+        str | Annotated[list[ContentPart], Meta(min_length=1, max_length=limits.CONTENT_PARTS)] | UnsetType | None
+    ) = UNSET
+    name: Name | None = None
+    tool_calls: Annotated[list[ToolCall], Meta(max_length=limits.TOOL_CALLS)] | None = None
+    tool_call_id: Name | None = None
+
+
+Messages = Annotated[list[ChatMessage], Meta(min_length=1, max_length=limits.MESSAGES)]
+
+
+class ChatRequest(OpenAIFields, kw_only=True):
+    messages: Messages
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: TemplateKwargs | None = None
+    max_tokens: MaxTokens | None = None
+    max_completion_tokens: MaxTokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=limits.CHAT_TOP_LOGPROBS)] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+
+
+class CompletionRequest(OpenAIFields, kw_only=True):
+    prompt: Prompt
+    max_tokens: Count | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=limits.COMPLETION_LOGPROBS)] | None = None
+    echo: bool | None = None
+    best_of: Sequences | None = None
+    add_special_tokens: bool | None = None
+
+
+# ---- answers ----
+
+
+class PromptTokensDetails(Struct, kw_only=True):
+    cached_tokens: int
+
+
+class Usage(Struct, kw_only=True):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class WireLogprob(Struct, kw_only=True):
+    """One entry of `prompt_logprobs`."""
+
+    logprob: float
+    rank: int | None
+    decoded_token: str | None
+
+
+WirePromptLogprobs = list[dict[str, WireLogprob] | None]
+
+
+class TopLogprob(Struct, kw_only=True):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(TopLogprob, kw_only=True):
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(Struct, kw_only=True):
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class AssistantMessage(Struct, kw_only=True):
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(Struct, kw_only=True):
+    index: int
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+    stop_reason: int | str | None
+    token_ids: list[int] | UnsetType = UNSET
+
+
+class ChatCompletion(Struct, kw_only=True):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    system_fingerprint: str
+    prompt_logprobs: WirePromptLogprobs | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+
+
+class ChatDelta(Struct, kw_only=True):
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+
+
+class ChatChunkChoice(Struct, kw_only=True):
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | UnsetType | None = UNSET
+    token_ids: list[int] | UnsetType = UNSET
+
+
+class ChatChunk(Struct, kw_only=True):
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    system_fingerprint: str
+    usage: Usage | UnsetType | None = UNSET
+    prompt_logprobs: WirePromptLogprobs | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+
+
+class CompletionLogprobs(Struct, kw_only=True):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(Struct, kw_only=True):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    prompt_logprobs: WirePromptLogprobs | UnsetType = UNSET
+    token_ids: list[int] | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+
+
+class Completion(Struct, kw_only=True):
+    """Also the shape of a stream's chunks."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    system_fingerprint: str
+    usage: Usage | UnsetType | None = UNSET
+
+
+class ModelCard(Struct, kw_only=True):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "octavo"
+    root: str
+    parent: None = None
+    max_model_len: int
+
+
+class ModelList(Struct, kw_only=True):
+    object: Literal["list"] = "list"
+    data: list[ModelCard]

@@ -1,0 +1,29 @@
+"""GET /live, /ready, /health, /version and /metrics: what orchestrators and dashboards ask.
+
+/live says that the process answers; /ready (and its alias /health) that it can generate now.
+"""
+
+from __future__ import annotations
+
+from starlette.responses import Response
+
+from octavo import __version__
+from octavo.api.desk import Call
+from octavo.api.wire import json_response
+
+
+async def live(_: Call) -> Response:
+    return json_response({"status": "live"})
+
+
+async def ready(call: Call) -> Response:
+    assert call.desk.serving
+    return json_response({"status": "ready"})
+
+
+async def version(_: Call) -> Response:
+    return json_response({"version": __version__})
+
+
+async def metrics(call: Call) -> Response:
+    return Response(call.desk.known.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")

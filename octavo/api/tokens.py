@@ -1,0 +1,88 @@
+"""POST /tokenize and /detokenize: the model's tokenizer over HTTP, chat template included."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from msgspec import Meta, Struct
+from starlette.responses import Response
+
+from octavo.api.desk import Call
+from octavo.api.generation import encode
+from octavo.api.openai.models import check_model
+from octavo.api.openai.prompts import encode_chat
+from octavo.api.openai.types import CHAT_UNSUPPORTED, Messages, TemplateKwargs, TokenId
+from octavo.api.wire import decode, json_response
+from octavo.errors import InvalidRequest
+
+_UNSUPPORTED = {name: CHAT_UNSUPPORTED[name] for name in ("chat_template", "tools")}
+
+
+class TokenizeRequest(Struct, kw_only=True):
+    """Either `prompt` or `messages`. Special tokens are added to a prompt, but not to what a template wrote."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Messages | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: TemplateKwargs | None = None
+
+
+class TokenizeResponse(Struct, kw_only=True):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class DetokenizeRequest(Struct, kw_only=True):
+    model: str | None = None
+    tokens: Annotated[list[TokenId], Meta(max_length=2**22)]
+    skip_special_tokens: bool | None = None  # default false: show what is there
+
+
+class DetokenizeResponse(Struct, kw_only=True):
+    prompt: str
+
+
+async def tokenize(call: Call) -> Response:
+    engine = call.desk.serving
+    request = decode(call.body, TokenizeRequest, _UNSUPPORTED)
+    check_model(engine, request.model)
+    if request.prompt is not None and request.messages is not None:
+        raise InvalidRequest("Send either 'prompt' or 'messages', not both.", param="messages", code="invalid_value")
+    if request.prompt is not None:
+        tokens = await encode(
+            engine, request.prompt, "prompt", add_special_tokens=request.add_special_tokens is not False
+        )
+    elif request.messages is not None:
+        tokens = await encode_chat(
+            engine,
+            request.messages,
+            add_generation_prompt=request.add_generation_prompt,
+            continue_final_message=request.continue_final_message,
+            template_kwargs=request.chat_template_kwargs,
+            add_special_tokens=bool(request.add_special_tokens),
+        )
+    else:
+        raise InvalidRequest("Missing required parameter: 'prompt'.", param="prompt", code="missing_required_parameter")
+    answer = TokenizeResponse(count=len(tokens), max_model_len=engine.max_model_len, tokens=tokens)
+    if request.return_token_strs:
+        answer.token_strs = [engine.tokenizer.token(token) for token in tokens]
+    return json_response(answer)
+
+
+async def detokenize(call: Call) -> Response:
+    engine = call.desk.serving
+    request = decode(call.body, DetokenizeRequest)
+    check_model(engine, request.model)
+    for index, token in enumerate(request.tokens):
+        if token >= engine.tokenizer.vocab_size:
+            message = f"Token id {token} is outside the vocabulary of {engine.tokenizer.vocab_size}."
+            raise InvalidRequest(message, param=f"tokens[{index}]", code="integer_above_max_value")
+    text = await asyncio.to_thread(engine.tokenizer.decode, request.tokens, bool(request.skip_special_tokens))
+    return json_response(DetokenizeResponse(prompt=text))

@@ -1,0 +1,162 @@
+"""Bytes ⇄ structs: JSON bodies in, JSON answers and errors out, in the shapes that OpenAI's clients expect.
+
+Every mistake in a body becomes an `InvalidRequest` whose `param` is the dotted path of the field and whose message
+says what was expected. Knows nothing of routes, engines or what the fields mean.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.responses import Response
+
+from octavo.api.limits import JSON_DEPTH, JSON_TOP_LEVEL_FIELDS
+from octavo.errors import InvalidRequest, OctavoError, Overloaded, Unauthorized
+
+T = TypeVar("T")
+
+_BAD_JSON = "We could not parse the JSON body of your request: "
+_TYPE_NAMES = {
+    "int": "an integer",
+    "float": "a number",
+    "str": "a string",
+    "bool": "a boolean",
+    "array": "an array",
+    "object": "an object",
+    "null": "null",
+}
+_PLACE = re.compile(r" - at (?P<key>`key` in )?`\$(?P<path>[^`]*)`$")
+_WRONG_TYPE = re.compile(r"Expected `(?P<expected>[^`]+)`, got `(?P<got>\w+)`")
+_MISSING = re.compile(r"Object missing required field `(?P<field>\w+)`")
+_LENGTH = re.compile(r"Expected `(?P<type>array|object|str)` of length (?P<sign><=|>=) (?P<limit>\d+)")
+_RANGE = re.compile(r"Expected `(?P<type>int|float)` (?P<sign><=|>=) (?P<limit>\S+)")
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_INNERMOST = re.compile(rb"\[\]|\{\}")
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_NEUTRAL = (b"null", b"false", b"[]", b"{}", b'""', b"0")
+
+_fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def decode(body: bytes, shape: type[T], unsupported: Mapping[str, str] | None = None) -> T:
+    """Decode a JSON body into a struct.
+
+    Unknown fields are ignored, except those in `unsupported` (field → why), which would change the answer: these are
+    refused unless they are null, false or empty. Raises InvalidRequest.
+    """
+    try:
+        body.decode()
+        fields = _fields_decoder.decode(body)
+        if len(fields) > JSON_TOP_LEVEL_FIELDS:
+            raise InvalidRequest(f"The body has more than {JSON_TOP_LEVEL_FIELDS} fields.")
+        for name in fields.keys() & (unsupported or {}).keys():
+            if bytes(fields[name]).strip() not in _NEUTRAL:
+                raise _unsupported(name, (unsupported or {})[name])
+        request = msgspec.json.decode(body, type=shape)
+    except UnicodeDecodeError:
+        raise InvalidRequest(_BAD_JSON + "it is not UTF-8.") from None
+    except RecursionError:
+        raise _too_deep() from None
+    except msgspec.ValidationError as error:
+        raise explain(str(error)) from None
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(_BAD_JSON + f"{error}.") from None
+    if _deeper_than(body, JSON_DEPTH):
+        raise _too_deep()
+    return request
+
+
+def _unsupported(name: str, why: str) -> InvalidRequest:
+    return InvalidRequest(f"Unsupported parameter: '{name}'. {why}", param=name, code="unsupported_parameter")
+
+
+def _too_deep() -> InvalidRequest:
+    return InvalidRequest(_BAD_JSON + f"it is nested deeper than {JSON_DEPTH} levels.")
+
+
+def _deeper_than(body: bytes, depth: int) -> bool:
+    """Whether valid JSON nests deeper; cheap for the usual body, which has few brackets at all."""
+    if body.count(b"[") + body.count(b"{") <= depth:
+        return False
+    brackets = _STRING.sub(b"", body).translate(None, _NOT_BRACKETS)
+    for _ in range(depth):
+        if not brackets:
+            return False
+        brackets = _INNERMOST.sub(b"", brackets)
+    return bool(brackets)
+
+
+def explain(message: str) -> InvalidRequest:
+    """msgspec's complaint about a value, in OpenAI's words and codes."""
+    place = _PLACE.search(message)
+    param = place["path"].removeprefix(".").replace("[...]", "") if place else ""
+    if missing := _MISSING.match(message):
+        param = f"{param}.{missing['field']}" if param else missing["field"]
+        return InvalidRequest(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
+    if wrong := _WRONG_TYPE.match(message):
+        return _wrong_type(param, wrong["expected"].split(" | "), wrong["got"], key=bool(place and place["key"]))
+    if length := _LENGTH.match(message):
+        return _wrong_length(param, length["type"], length["sign"], int(length["limit"]))
+    if reach := _RANGE.match(message):
+        kind, (bound, word) = ("integer" if reach["type"] == "int" else "decimal"), _BOUNDS[reach["sign"]]
+        limit = reach["limit"].removesuffix(".0")
+        return InvalidRequest(f"Invalid '{param}': must be {word} {limit}.", param=param, code=f"{kind}_{bound}_value")
+    what = "number out of range" if "out of range" in message else message.split(" - at ")[0]
+    return InvalidRequest(f"Invalid '{param}': {what}.", param=param or None, code="invalid_value")
+
+
+_BOUNDS = {"<=": ("above_max", "at most"), ">=": ("below_min", "at least")}
+
+
+def _wrong_type(param: str, expected: list[str], got: str, *, key: bool) -> InvalidRequest:
+    if not param:
+        return InvalidRequest(_BAD_JSON + f"expected an object, but got {_TYPE_NAMES.get(got, got)}.")
+    names = [_TYPE_NAMES.get(name, name) for name in expected if name != "null"]
+    wanted = names[0] if len(names) == 1 else "one of " + " or ".join(names)
+    subject = f"a key of '{param}'" if key else f"'{param}'"
+    found = "a decimal number" if got == "float" else _TYPE_NAMES.get(got, got)
+    message = f"Invalid type for {subject}: expected {wanted}, but got {found} instead."
+    return InvalidRequest(message, param=param, code="invalid_type")
+
+
+def _wrong_length(param: str, kind: str, sign: str, limit: int) -> InvalidRequest:
+    noun = {"array": "array", "object": "object", "str": "string"}[kind]
+    if sign == ">=" and limit == 1:
+        code = "empty_array" if kind == "array" else "invalid_value"
+        return InvalidRequest(f"Invalid '{param}': must not be empty.", param=param, code=code)
+    bound, word = _BOUNDS[sign]
+    unit = "characters" if kind == "str" else "items"
+    message = f"Invalid '{param}': must have {word} {limit} {unit}."
+    return InvalidRequest(message, param=param, code=f"{noun}_{bound}_length")
+
+
+class ErrorDetail(msgspec.Struct):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(msgspec.Struct):
+    error: ErrorDetail
+
+
+def error_body(error: OctavoError) -> bytes:
+    detail = ErrorDetail(message=error.message, type=error.type, param=error.param, code=error.code)
+    return msgspec.json.encode(ErrorBody(error=detail))
+
+
+def error_response(error: OctavoError, headers: Mapping[str, str] | None = None) -> Response:
+    extra = dict(headers or {})
+    if isinstance(error, Overloaded):
+        extra["retry-after"] = str(error.retry_after)
+    if isinstance(error, Unauthorized):
+        extra["www-authenticate"] = "Bearer"
+    return Response(error_body(error), error.status, extra, media_type="application/json")
+
+
+def json_response(value: Any) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")

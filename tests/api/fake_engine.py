@@ -1,0 +1,297 @@
+"""A scripted engine with the face of `AsyncLLMEngine`, and an ASGI client that sees every part of an answer.
+
+Token ids are UTF-8 bytes, 256 begins a text. Each step yields one token per sequence; token i of choice c of a prompt
+comes from `reply`, by default "Hello, wörld!" with the choice's number. Logprobs are made up but fixed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import json
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from octavo.api.app import build_app
+from octavo.api.limits import Limits
+from octavo.config import EngineConfig, ServerConfig
+from octavo.errors import ContextTooLong, InvalidRequest
+from octavo.request import BeamSearchParams, CompletionOutput, Logprob, RequestOutput, SamplingParams
+
+BOS = 256
+
+
+class ByteTokenizer:
+    vocab_size = 300
+    chat_template = "fake"
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return [BOS] * add_special_tokens + list(text.encode())
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        text = bytes(i for i in ids if i < 256).decode(errors="replace")
+        return text if skip_special_tokens or BOS not in ids else "<s>" + text
+
+    def token(self, token_id: int) -> str:
+        return "<s>" if token_id == BOS else bytes([token_id % 256]).decode(errors="replace")
+
+
+class TagTemplate:
+    def render(self, messages, *, add_generation_prompt=True, continue_final_message=False, **kwargs) -> str:
+        if kwargs.pop("fail", False):
+            raise InvalidRequest("the template says no", param="messages")
+        text = "".join(f"<{m['role']}>{m['content']}" for m in messages)
+        text += "".join(f"[{name}={value}]" for name, value in kwargs.items())
+        return text + "<assistant>" * (add_generation_prompt and not continue_final_message)
+
+
+class Counter:
+    def render(self) -> bytes:
+        return b"octavo_up 1\n"
+
+
+@dataclass
+class Checkpoint:
+    name: str = "fake-model"
+
+
+def hello(_prompt: list[int], index: int) -> str:
+    return f"Hello, wörld! {index}"
+
+
+@dataclass
+class FakeEngine:
+    reply: Callable[[list[int], int], str] = hello
+    error: Exception | None = None
+    fail_after: int = 0  # steps before `error`
+    hang_after: int | None = None  # steps before waiting for ever
+    step_seconds: float = 0.0
+    ready: bool = True
+    dead: bool = False
+    max_model_len: int = 128
+    default_sampling: dict[str, Any] = field(default_factory=dict)
+    config: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self) -> None:
+        self.tokenizer = ByteTokenizer()
+        self.chat_template = TagTemplate()
+        self.checkpoint = Checkpoint()
+        self.metrics = Counter()
+        self.calls: list[dict[str, Any]] = []
+        self.running: set[str] = set()
+        self.aborted: list[str] = []
+
+    async def generate(
+        self, prompt, sampling_params, request_id, *, priority=0, cache_salt=None
+    ) -> AsyncIterator[RequestOutput]:
+        self.calls.append(
+            {
+                "prompt": prompt,
+                "params": sampling_params,
+                "id": request_id,
+                "priority": priority,
+                "cache_salt": cache_salt,
+            }
+        )
+        self._check(prompt)
+        assert request_id not in self.running
+        self.running.add(request_id)
+        try:
+            async for output in self._steps(prompt, sampling_params, request_id):
+                yield output
+        except GeneratorExit:
+            self.aborted.append(request_id)
+            raise
+        except asyncio.CancelledError:
+            self.aborted.append(request_id)
+            raise
+        finally:
+            self.running.discard(request_id)
+
+    def _check(self, prompt: list[int]) -> None:
+        if any(i >= self.tokenizer.vocab_size for i in prompt):
+            raise InvalidRequest("token id outside the vocabulary", param="prompt", code="invalid_value")
+        if len(prompt) >= self.max_model_len:
+            raise ContextTooLong("the prompt is too long", param="messages")
+
+    async def _steps(self, prompt, params, request_id) -> AsyncIterator[RequestOutput]:
+        n = params.beam_width if isinstance(params, BeamSearchParams) else params.n
+        room = params.max_tokens or self.max_model_len - len(prompt)
+        scripts = [Script(self.reply(prompt, index), index, params, room) for index in range(n)]
+        step = 0
+        while not all(script.done for script in scripts):
+            if self.error is not None and step == self.fail_after:
+                raise self.error
+            if self.hang_after == step:
+                await asyncio.Event().wait()
+            await asyncio.sleep(self.step_seconds)
+            outputs = [script.next() for script in scripts if not script.done]
+            yield RequestOutput(
+                request_id=request_id,
+                prompt=None,
+                prompt_token_ids=prompt,
+                outputs=outputs,
+                finished=all(script.done for script in scripts),
+                prompt_logprobs=prompt_logprobs(prompt, params) if step == 0 else None,
+                num_cached_tokens=4,
+            )
+            step += 1
+
+
+class Script:
+    def __init__(self, text: str, index: int, params: SamplingParams | BeamSearchParams, room: int) -> None:
+        self.tokens = list(text.encode())
+        self.index = index
+        self.top = getattr(params, "logprobs", None)
+        self.room = room
+        self.place = 0
+        self.done = False
+        self.decoder = codecs.getincrementaldecoder("utf-8")()
+
+    def next(self) -> CompletionOutput:
+        token = self.tokens[self.place]
+        self.place += 1
+        ended = self.place == len(self.tokens)
+        self.done = ended or self.place == self.room
+        return CompletionOutput(
+            index=self.index,
+            text=self.decoder.decode(bytes([token])),
+            token_ids=[token],
+            logprobs=None if self.top is None else [position(token, self.top, -0.25 * self.index - 0.5)],
+            finish_reason=None if not self.done else "stop" if ended else "length",
+            stop_reason="<end>" if ended else None,
+        )
+
+
+def position(token: int, top: int, logprob: float) -> dict[int, Logprob]:
+    """The chosen token ranks second: the best one is the next id."""
+    best = {token + 1 + k: Logprob(-0.125 - k, 1 + k + (k > 0), chr(97 + k)) for k in range(top)}
+    return {token: Logprob(logprob, 2, None), **best}
+
+
+def prompt_logprobs(prompt: list[int], params: Any) -> list[dict[int, Logprob] | None] | None:
+    top = getattr(params, "prompt_logprobs", None)
+    return None if top is None else [None, *(position(token, top, -1.0) for token in prompt[1:])]
+
+
+@dataclass
+class Reply:
+    """What a client saw. `complete` is false for an answer that was cut off."""
+
+    status: int = 0
+    headers: list[tuple[str, str]] = field(default_factory=list)
+    parts: list[bytes] = field(default_factory=list)
+    complete: bool = False
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.parts)
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        assert self.json.keys() == {"error"}
+        assert self.json["error"].keys() == {"message", "type", "param", "code"}
+        return self.json["error"]
+
+    @property
+    def events(self) -> list[Any]:
+        """The stream's events; `[DONE]` as a string."""
+        chunks = self.body.decode().split("\n\n")
+        assert chunks.pop() == ""
+        assert all(chunk.startswith("data: ") for chunk in chunks)
+        data = [chunk.removeprefix("data: ") for chunk in chunks]
+        return [event if event == "[DONE]" else json.loads(event) for event in data]
+
+    def header(self, name: str) -> str | None:
+        return dict(self.headers).get(name)
+
+
+@dataclass
+class Client:
+    """Sends requests to an app in process. `leave_after`: go away after so many body parts (0: at once)."""
+
+    engine: FakeEngine = field(default_factory=FakeEngine)
+    config: ServerConfig = field(default_factory=ServerConfig)
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        self.app = build_app(self.engine, self.config, self.limits)
+
+    def get(self, path: str, **options: Any) -> Reply:
+        return self.request("GET", path, **options)
+
+    def post(self, path: str, body: Any = None, **options: Any) -> Reply:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        headers = {"content-type": "application/json", **options.pop("headers", {})}
+        return self.request("POST", path, data=data, headers=headers, **options)
+
+    def request(self, method: str, path: str, **options: Any) -> Reply:
+        return asyncio.run(self.send(method, path, **options))
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        data: bytes = b"",
+        headers: dict[str, str] | list[tuple[str, str]] = (),
+        pieces: list[bytes] | None = None,
+        leave_after: int | None = None,
+        scope: dict[str, Any] | None = None,
+    ) -> Reply:
+        reply = Reply()
+        left = asyncio.Event()
+        to_send = list(pieces if pieces is not None else [data])
+        pairs = headers.items() if isinstance(headers, dict) else headers
+
+        async def receive() -> dict[str, Any]:
+            if to_send:
+                return {"type": "http.request", "body": to_send.pop(0), "more_body": bool(to_send)}
+            if leave_after != 0:
+                await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: dict[str, Any]) -> None:
+            assert not reply.complete
+            if message["type"] == "http.response.start":
+                reply.status = message["status"]
+                reply.headers = [(name.decode(), value.decode()) for name, value in message["headers"]]
+                return
+            reply.parts.append(message["body"])
+            reply.complete = not message.get("more_body", False)
+            if reply.complete or len(reply.parts) == leave_after:
+                left.set()
+                await asyncio.sleep(0)
+
+        await self.app(
+            {
+                "type": "http",
+                "method": method,
+                "path": path,
+                "raw_path": path.encode(),
+                "query_string": b"",
+                "root_path": "",
+                "scheme": "http",
+                "http_version": "1.1",
+                "headers": [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in pairs],
+                "server": ("testserver", 80),
+                "client": ("client", 1),
+                **(scope or {}),
+            },
+            receive,
+            send,
+        )
+        return reply
+
+
+def chat(content: str = "Hi", **fields: Any) -> dict[str, Any]:
+    return {"model": "fake-model", "messages": [{"role": "user", "content": content}], **fields}
+
+
+def completion(prompt: Any = "Once", **fields: Any) -> dict[str, Any]:
+    return {"model": "fake-model", "prompt": prompt, **fields}

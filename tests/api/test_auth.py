@@ -1,0 +1,137 @@
+"""Every route of the app needs a key, whatever the path looks like, except the probes."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from fake_engine import Client, FakeEngine
+from starlette.routing import Route
+
+from octavo.config import ServerConfig
+
+KEYS = ServerConfig(api_key=("first key", "zweiter Schlüssel"))
+ROUTES = [
+    (method, route.path.replace("{model:path}", "fake-model"))
+    for route in Client().app.routes
+    if isinstance(route, Route)
+    for method in route.methods or ()
+]
+OPEN = {"/live", "/ready", "/health"}
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_every_route_but_the_probes_needs_a_key(method: str, path: str) -> None:
+    client = Client(config=KEYS)
+    reply = client.request(method, path)
+    if path in OPEN:
+        assert reply.status == 200
+    else:
+        assert reply.status == 401
+        assert reply.header("www-authenticate") == "Bearer"
+        assert reply.header("x-request-id")
+        assert reply.error["code"] == "invalid_api_key"
+        assert reply.error["type"] == "invalid_request_error"
+        assert client.request(method, path, headers=bearer("first key")).status not in (401, 404)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/nothing",
+        "/",
+        "",
+        "//live",
+        "/live/",
+        "/live/../v1/models",
+        "/LIVE",
+        "/v1/models/live",
+        "/docs",
+        "*",
+        "/ready\0",
+    ],
+)
+def test_what_is_no_route_needs_a_key_too(path: str) -> None:
+    assert Client(config=KEYS).get(path).status == 401
+
+
+def test_each_key_works() -> None:
+    client = Client(config=KEYS)
+    for key in KEYS.api_key:
+        header = {"authorization": f"Bearer {key}".encode().decode("latin-1")}
+        assert client.get("/version", headers=header).status == 200
+        assert (
+            client.get(
+                "/version", headers={"authorization": header["authorization"].replace("Bearer", "bearer")}
+            ).status
+            == 200
+        )
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        [("authorization", "Bearer wrong")],
+        [("authorization", "Bearer")],
+        [("authorization", "Bearer ")],
+        [("authorization", "")],
+        [("authorization", "first key")],
+        [("authorization", "Basic first key")],
+        [("authorization", "Bearer first key\0")],
+        [("authorization", "Bearer first ke")],
+        [("authorization", "Bearer first keys")],
+        [("authorization", "Bearer first key"), ("authorization", "Bearer first key")],
+        [("authorization", "Bearer " + "x" * 1_000_000)],
+        [("authorization", "Bearer \xff\xfe")],
+        [("authorization", "Bearer ' OR pg_sleep(8)--")],
+        [("x-api-key", "first key")],
+    ],
+)
+def test_all_wrong_keys_look_alike(headers: list[tuple[str, str]]) -> None:
+    client = Client(config=KEYS)
+    reply = client.get("/v1/models", headers=headers)
+    assert reply.status == 401
+    assert reply.body == client.get("/v1/models").body
+
+
+def test_a_key_in_the_url_is_neither_accepted_nor_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        reply = Client(config=KEYS).get("/v1/models", scope={"query_string": b"api_key=first%20key"})
+    assert reply.status == 401
+    assert "/v1/models 401" in caplog.text
+    assert "key=" not in caplog.text
+
+
+def test_a_root_path_changes_nothing() -> None:
+    config = ServerConfig(api_key=("k",), root_path="/llm")
+    client = Client(FakeEngine(), config)
+    scope = {"root_path": "/llm"}
+    assert client.get("/llm/live", scope=scope).status == 200
+    assert client.get("/llm/version", scope=scope).status == 401
+    assert client.get("/llm/version", scope=scope, headers=bearer("k")).status == 200
+    assert client.get("/other/live", scope=scope).status == 401
+
+
+def test_browsers_may_ask_before_they_send_the_key() -> None:
+    config = ServerConfig(api_key=("k",), allowed_origins=("https://a.example",))
+    ask = {
+        "origin": "https://a.example",
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization",
+    }
+    client = Client(config=config)
+    reply = client.request("OPTIONS", "/v1/chat/completions", headers=ask)
+    assert reply.status == 200
+    assert reply.header("access-control-allow-origin") == "https://a.example"
+    assert (
+        client.request("OPTIONS", "/v1/chat/completions", headers={**ask, "origin": "https://b.example"}).status == 400
+    )
+    assert Client(config=KEYS).request("OPTIONS", "/v1/chat/completions", headers=ask).status == 401
+    assert (
+        Client().request("OPTIONS", "/v1/chat/completions", headers=ask).header("access-control-allow-origin") is None
+    )
