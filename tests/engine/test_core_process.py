@@ -1,0 +1,105 @@
+"""The core process's loop over a real socket, with an executor that only counts."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import pytest
+
+from octavo.config import EngineConfig
+from octavo.engine.channel import Abort, Add, FromCore, Stepped, ToCore
+from octavo.engine.core import EngineCore
+from octavo.engine.core_process import run
+from octavo.frames import FrameSocket
+from octavo.plan import Capacity, RowResult, StepPlan, StepResult
+from octavo.request import Request, SamplingParams
+
+
+class Counter:
+    """Draws each row's next position as its token."""
+
+    capacity = Capacity(num_blocks=8, block_size=4, max_model_len=32, vocab_size=100)
+
+    def run(self, plan: StepPlan) -> StepResult:
+        rows = [RowResult(row.sequence_id, [row.start + len(row.token_ids)] * row.draws) for row in plan.rows]
+        return StepResult(plan.step, [row for row in rows if row.token_ids])
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def line():
+    ours, theirs = socket.socketpair()
+    core = EngineCore(EngineConfig.of(max_num_queued_reqs=2, max_num_seqs=1), Counter())
+    inside: FrameSocket[ToCore] = FrameSocket(theirs, ToCore)
+    thread = threading.Thread(target=run, args=(core, inside))
+    thread.start()
+    link: FrameSocket[FromCore] = FrameSocket(ours, FromCore)
+    yield link, core
+    link.close()
+    thread.join(10)
+    assert not thread.is_alive(), "the core outlived its API process"
+    inside.close()
+
+
+def request(name: str, length=3, max_tokens=4) -> Add:
+    params = SamplingParams(max_tokens=max_tokens)
+    return Add(Request(request_id=name, prompt_token_ids=[1] * length, params=params, max_tokens=max_tokens, seed=0))
+
+
+def collect(link, *names):
+    """Tokens, errors and start times until every named request has ended."""
+    tokens, errors, started, open_ = {}, {}, {}, set(names)
+    while open_:
+        message = link.receive()
+        assert isinstance(message, Stepped)
+        started |= message.step.started
+        for output in message.step.outputs:
+            tokens.setdefault(output.request_id, []).extend(output.token_ids)
+            if output.error is not None:
+                errors[output.request_id] = output
+            if output.finish_reason:
+                open_.discard(output.request_id)
+    return tokens, errors, started
+
+
+def test_requests_are_served_and_their_start_is_known(line):
+    link, _ = line
+    link.send(request("a"))
+    link.send(request("b", max_tokens=2))
+    tokens, errors, started = collect(link, "a", "b")
+    assert tokens == {"a": [3, 4, 5, 6], "b": [3, 4]}
+    assert not errors
+    assert set(started) == {"a", "b"}
+
+
+def test_what_cannot_run_is_answered_and_the_rest_goes_on(line):
+    link, _ = line
+    link.send(request("long", length=32))
+    link.send(request("fine"))
+    tokens, errors, _ = collect(link, "long", "fine")
+    assert "32 tokens" in errors["long"].error
+    assert not errors["long"].refused
+    assert tokens["fine"] == [3, 4, 5, 6]
+
+
+def test_a_full_queue_refuses_with_a_hint_to_retry(line):
+    link, core = line
+    core.scheduler.config = EngineConfig.of(max_num_queued_reqs=1).scheduler
+    names = [str(number) for number in range(30)]
+    for name in names:
+        link.send(request(name, max_tokens=20))
+    tokens, errors, _ = collect(link, *names)
+    assert errors
+    assert all(output.refused for output in errors.values())
+    assert all(len(tokens[name]) == 20 for name in names if name not in errors)
+
+
+def test_an_abort_while_idle_reports_an_empty_core(line):
+    link, _ = line
+    link.send(Abort("never there"))
+    message = link.receive()
+    assert isinstance(message, Stepped)
+    assert message.step.stats.running == 0
+    assert message.step.stats.kv_cache_usage == 0.0
