@@ -52,10 +52,7 @@ def _bind_unix(path: str) -> socket.socket:
     """A socket that only this user may open; one that a dead server left behind is replaced."""
     listener = socket.socket(socket.AF_UNIX)
     try:
-        if Path(path).exists() and stat.S_ISSOCK(Path(path).stat().st_mode):
-            if listener.connect_ex(path) == 0:
-                raise ConfigError(f"another server listens on {path}; choose another path with --uds")
-            Path(path).unlink()
+        _clear(Path(path))
         previous = os.umask(0o177)
         try:
             listener.bind(path)
@@ -63,8 +60,20 @@ def _bind_unix(path: str) -> socket.socket:
             os.umask(previous)
         listener.listen()
     except OSError as error:
+        listener.close()
         raise ConfigError(f"cannot listen on {path}: {os.strerror(error.errno or 0)}") from None
+    except ConfigError:
+        listener.close()
+        raise
     return listener
+
+
+def _clear(path: Path) -> None:
+    if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(str(path)) == 0:
+                raise ConfigError(f"another server listens on {path}; choose another path with --uds")
+        path.unlink()
 
 
 class Server(uvicorn.Server):

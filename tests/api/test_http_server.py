@@ -1,0 +1,378 @@
+"""The real server on a real socket: deadlines, limits of the transport, and connections that end early."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import uvloop
+from fake_engine import FakeEngine, chat, completion
+
+from octavo.api.app import build_app
+from octavo.api.limits import Limits
+from octavo.api.server import Server, bind
+from octavo.config import ServerConfig
+from octavo.errors import ConfigError, RequestFailed
+
+CHAT = "/v1/chat/completions"
+HEAD = b"POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+QUICK = Limits(header_seconds=0.2, body_seconds=0.2, shutdown_seconds=1)
+
+
+@asynccontextmanager
+async def serving(
+    engine: FakeEngine | None = None, limits: Limits | None = None, **options: Any
+) -> AsyncIterator[tuple[Server, int]]:
+    config = ServerConfig(port=0, **options)
+    server = Server(build_app(engine or FakeEngine(), config, limits), config)
+    listener = bind(config)
+    port = 0 if config.uds else listener.getsockname()[1]
+    task = asyncio.create_task(server.run_on(listener))
+    await server.listening.wait()
+    try:
+        yield server, port
+    finally:
+        server.stop_now()
+        await task
+
+
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.wait_for(scenario(), 20))  # type: ignore[arg-type]
+
+
+async def talk(port: int, *pieces: bytes) -> bytes:
+    """Send, then read until the server closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for piece in pieces:
+        writer.write(piece)
+        await asyncio.sleep(0)
+    data = b""
+    try:
+        while part := await reader.read(65536):
+            data += part
+    except ConnectionResetError:
+        pass
+    writer.close()
+    return data
+
+
+def status(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1])
+
+
+def body(answer: bytes) -> Any:
+    return json.loads(answer.partition(b"\r\n\r\n")[2])
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+# ---------------------------------------------------------------------- with OpenAI's client
+
+
+def client(port: int) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="k", max_retries=0)
+
+
+def test_openais_client_streams_and_asks() -> None:
+    async def scenario() -> None:
+        async with serving(api_key=("k",)) as (_, port), client(port) as api:
+            whole = await api.chat.completions.create(**chat(), logprobs=True, top_logprobs=1)
+            stream = await api.chat.completions.create(**chat(), stream=True)
+            text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+            assert text == whole.choices[0].message.content == "Hello, wörld! 0"
+            completed = await api.completions.create(**completion(["a", "b"]), stream=True)
+            pieces = [(chunk.choices[0].index, chunk.choices[0].text) async for chunk in completed]
+            for index in (0, 1):
+                assert "".join(piece for which, piece in pieces if which == index) == "Hello, wörld! 0"
+            assert [model.id async for model in api.models.list()] == ["fake-model"]
+            with pytest.raises(openai.BadRequestError) as caught:
+                await api.chat.completions.create(**chat(), n=0)
+            assert (caught.value.param, caught.value.code) == ("n", "integer_below_min_value")
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("path", ["chat", "completions"])
+def test_a_stream_that_fails_raises_in_openais_client(path: str) -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(error=RequestFailed("broke"), fail_after=3)
+        async with serving(engine) as (_, port), client(port) as api:
+            received: list[Any] = []
+
+            async def consume() -> None:
+                if path == "chat":
+                    stream: Any = await api.chat.completions.create(**chat(), stream=True)
+                else:
+                    stream = await api.completions.create(**completion(), stream=True)
+                async for chunk in stream:
+                    received.append(chunk)  # noqa: PERF401: those before the failure count
+
+            with pytest.raises(openai.APIError, match="broke"):
+                await consume()
+            assert len(received) >= 3
+
+    run(scenario)
+
+
+def test_a_stream_that_fails_is_cut_on_the_wire() -> None:
+    async def scenario() -> None:
+        async with (
+            serving(FakeEngine(error=RequestFailed("broke"), fail_after=3)) as (_, port),
+            httpx.AsyncClient() as web,
+        ):
+            received = bytearray()
+
+            async def consume() -> None:
+                async with web.stream("POST", f"http://127.0.0.1:{port}{CHAT}", json=chat(stream=True)) as answer:
+                    assert answer.status_code == 200
+                    async for part in answer.aiter_raw():
+                        received.extend(part)
+
+            with pytest.raises(httpx.RemoteProtocolError):
+                await consume()
+            assert received.endswith(b'"code":null}}\n\n')
+            assert b"[DONE]" not in received
+
+    run(scenario)
+
+
+# ---------------------------------------------------------------------- clients that leave
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_aborts_its_request(stream: bool) -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(hang_after=3)
+        async with serving(engine) as (server, port):
+            data = json.dumps(chat(stream=stream)).encode()
+            head = HEAD.replace(b"/tokenize", CHAT.encode()) + b"content-length: %d\r\n\r\n" % len(data)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(head + data)
+            if stream:
+                await reader.readuntil(b"data: ")
+            await until(lambda: bool(engine.running))
+            writer.close()
+            await until(lambda: not engine.running)
+            assert len(engine.aborted) == 1
+            await until(lambda: not server.server_state.connections)
+
+    run(scenario)
+
+
+def test_a_client_that_does_not_read_stops_only_its_own_stream() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(reply=lambda prompt, _: "x" * (20_000 if len(prompt) == 2 else 3), max_model_len=10**6)
+        async with serving(engine) as (_, port):
+            data = json.dumps(completion("a", stream=True, max_tokens=20_000)).encode()
+            stalled = socket.create_connection(("127.0.0.1", port))
+            stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            head = HEAD.replace(b"/tokenize", b"/v1/completions")
+            stalled.sendall(head + b"content-length: %d\r\n\r\n" % len(data) + data)
+            async with httpx.AsyncClient() as web:
+                for _ in range(3):
+                    reply = await web.post(f"http://127.0.0.1:{port}/v1/completions", json=completion("ab"))
+                    assert reply.json()["choices"][0]["text"] == "xxx"
+            assert len(engine.running) == 1
+            stalled.close()
+            await until(lambda: not engine.running)
+
+    run(scenario)
+
+
+# ---------------------------------------------------------------------- what arrives malformed
+
+BAD_REQUESTS = [
+    (b"\x16\x03\x01garbage\r\n\r\n", 400, 405),
+    (b"hello\r\n\r\n", 400, 405),
+    (b"FOO /live HTTP/1.1\r\nhost: x\r\n\r\n", 405, 405),
+    (b"CONNECT x:1 HTTP/1.1\r\nhost: x\r\n\r\n", 400, 405),
+    (b"GET /" + b"x" * 2**20 + b" HTTP/1.1\r\n\r\n", 414, 414),
+    (b"GET /live HTTP/1.1\r\n" + b"a: b\r\n" * 10_000 + b"\r\n", 431, 431),
+    (b"GET /live HTTP/1.1\r\na: " + b"b" * 2**20 + b"\r\n\r\n", 431, 431),
+    (HEAD + b"content-length: -1\r\n\r\n", 400, 400),
+    (HEAD + b"content-length: abc\r\n\r\n", 400, 400),
+    (HEAD + b"content-length:\r\n\r\n", 400, 400),
+    (HEAD + b"content-length: 2\r\ncontent-length: 3\r\n\r\n{}", 400, 400),
+    (HEAD + b"transfer-encoding: chunked\r\n\r\nffffffffffffffffff\r\n", 400, 400),
+    (HEAD + b"transfer-encoding: chunked\r\n\r\nzz\r\n", 400, 400),
+    (HEAD + b"transfer-encoding: chunked\r\ncontent-length: 2\r\n\r\n{}", 400, 400),
+    (b"GET /live HTTP/1.1\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n", 400, 400),
+]
+
+
+@pytest.mark.parametrize(("data", "low", "high"), BAD_REQUESTS)
+def test_malformed_requests_are_refused_and_closed(data: bytes, low: int, high: int) -> None:
+    async def scenario() -> None:
+        async with serving() as (_, port):
+            answer = await talk(port, data)
+            assert low <= status(answer) <= high
+            assert body(answer)["error"]["type"] == "invalid_request_error"
+            assert b"x-request-id: " in answer
+            assert status(await talk(port, b"GET /live HTTP/1.1\r\nconnection: close\r\n\r\n")) == 200
+
+    run(scenario)
+
+
+def test_slow_requests_are_closed_at_their_deadline() -> None:
+    async def scenario() -> None:
+        async with serving(limits=QUICK) as (server, port):
+            silent = talk(port)
+            slow_head = talk(port, b"GET /live HTTP/1.1\r\nhost:")
+            slow_body = talk(port, HEAD + b"content-length: 100\r\n\r\n{")
+            answers = await asyncio.gather(silent, slow_head, slow_body)
+            assert [status(answer) for answer in answers] == [408, 408, 408]
+            await until(lambda: not server.server_state.connections)
+            assert not server.server_state.tasks
+
+    run(scenario)
+
+
+def test_deadlines_spare_a_long_answer_and_the_next_request() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(step_seconds=0.05)
+        async with serving(engine, limits=QUICK) as (_, port), httpx.AsyncClient() as web:
+            for _ in range(2):
+                reply = await web.post(f"http://127.0.0.1:{port}{CHAT}", json=chat())
+                assert reply.status_code == 200
+
+    run(scenario)
+
+
+def test_a_body_over_the_limit_is_refused_while_it_is_being_sent() -> None:
+    async def scenario() -> None:
+        async with serving(limits=Limits(body_bytes=1000)) as (_, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(HEAD + b"content-length: 2000\r\nexpect: 100-continue\r\n\r\n")
+            assert (await reader.readline()).split()[1] == b"413"
+            writer.close()
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(HEAD + b"transfer-encoding: chunked\r\n\r\n3e8\r\n" + b"x" * 1000 + b"\r\n1\r\nx\r\n")
+            assert (await reader.readline()).split()[1] == b"413"
+            writer.write(b"3e8\r\n" + b"x" * 1000 + b"\r\n1\r\nx\r\n")
+            while await reader.read(65536):  # a sender that goes on for ever is cut
+                pass
+            writer.close()
+
+    run(scenario)
+
+
+def test_requests_may_be_pipelined() -> None:
+    async def scenario() -> None:
+        async with serving() as (_, port):
+            data = b'{"prompt": "a"}'
+            tokenize = HEAD + b"content-length: %d\r\n\r\n" % len(data) + data
+            answer = await talk(port, tokenize + b"GET /version HTTP/1.1\r\nconnection: close\r\n\r\n")
+            assert answer.count(b"HTTP/1.1 200") == 2
+            assert answer.index(b'"tokens"') < answer.index(b'"version"')
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+def test_javas_offer_of_http2_is_declined_without_losing_the_body(framing: str) -> None:
+    async def scenario() -> None:
+        async with serving() as (_, port):
+            data = b'{"prompt": "ab"}'
+            head = HEAD + b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAA\r\n"
+            if framing == "length":
+                request = [head + b"content-length: %d\r\n\r\n" % len(data), data[:3], data[3:]]
+            else:
+                request = [head + b"transfer-encoding: chunked\r\n\r\n10\r\n", data, b"\r\n0\r\n\r\n"]
+            last = b"GET /version HTTP/1.1\r\nconnection: close\r\n\r\n"
+            answer = await talk(port, *request, last)
+            assert b'"tokens":[256,97,98]' in answer
+            assert b'"version"' in answer
+
+    run(scenario)
+
+
+# ---------------------------------------------------------------------- sockets and shutdown
+
+
+def test_shutdown_lets_requests_finish_and_refuses_new_ones() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(step_seconds=0.02)
+        async with serving(engine, limits=QUICK) as (server, port), httpx.AsyncClient() as web:
+            reply = asyncio.create_task(web.post(f"http://127.0.0.1:{port}{CHAT}", json=chat()))
+            await until(lambda: bool(engine.running))
+            server.stop()
+            assert (await reply).json()["choices"][0]["message"]["content"] == "Hello, wörld! 0"
+            await until(lambda: not server.server_state.connections)
+            with pytest.raises(httpx.ConnectError):
+                await web.get(f"http://127.0.0.1:{port}/live")
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_shutdown_ends_what_does_not_finish_with_an_error(at_once: bool) -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(hang_after=3)
+        async with serving(engine, limits=QUICK) as (server, port):
+            data = json.dumps(chat(stream=True)).encode()
+            head = HEAD.replace(b"/tokenize", CHAT.encode()) + b"content-length: %d\r\n\r\n" % len(data)
+            answer = asyncio.create_task(talk(port, head + data))
+            await until(lambda: bool(engine.running))
+            await asyncio.sleep(0.05)
+            server.stop()
+            if at_once:
+                server.stop_now()
+            assert b'"code":"shutting_down"' in await answer
+            assert engine.aborted
+
+    run(scenario)
+
+
+def test_a_taken_port_is_one_clear_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            ConfigError, match=f"port {port} on 127.0.0.1 is already in use; choose another with --port"
+        ):
+            bind(ServerConfig(port=port))
+    with pytest.raises(ConfigError, match="cannot listen on"):
+        bind(ServerConfig(host="203.0.113.1", port=0))
+
+
+def test_a_unix_socket(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        path = tmp_path / "octavo.sock"
+        for _ in range(2):  # the second finds what the first left behind
+            async with serving(uds=str(path)):
+                assert path.stat().st_mode & 0o777 == 0o600
+                async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(path))) as web:
+                    assert (await web.get("http://octavo/live")).status_code == 200
+                with pytest.raises(ConfigError, match="another server listens"):
+                    bind(ServerConfig(uds=str(path)))
+
+    run(scenario)
+
+
+def test_tls(tmp_path: Path) -> None:
+    key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "certificate.pem")
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2"]
+    subprocess.run([*make, "-keyout", key, "-out", certificate, "-addext", "subjectAltName=IP:127.0.0.1"], check=True)
+
+    async def scenario() -> None:
+        context = ssl.create_default_context(cafile=certificate)
+        async with (
+            serving(ssl_keyfile=key, ssl_certfile=certificate) as (_, port),
+            httpx.AsyncClient(verify=context) as web,
+        ):
+            assert (await web.get(f"https://127.0.0.1:{port}/live")).status_code == 200
+
+    run(scenario)
