@@ -102,7 +102,6 @@ def _shortest(value: float) -> float:
 
 
 def _common(keys: _Keys) -> dict[str, Any]:
-    metadata = keys.file.metadata
     return {
         "vocab_size": _vocab_size(keys),
         "tie_word_embeddings": not keys.has_tensor("output.weight"),
@@ -110,7 +109,6 @@ def _common(keys: _Keys) -> dict[str, Any]:
         "eos_token_id": _token_id(keys, "eos_token_id"),
         "pad_token_id": _token_id(keys, "padding_token_id"),
         "torch_dtype": _dtype(keys.file),
-        "_name_or_path": metadata.get("general.name"),
     }
 
 
