@@ -1,0 +1,31 @@
+"""What every test may use: the two real models, fetched once into the cache as a user's first start would."""
+
+from __future__ import annotations
+
+import pytest
+
+from octavo import env
+from octavo.checkpoint import Checkpoint, resolve
+from octavo.config import ModelConfig
+from octavo.errors import CheckpointError
+
+
+def real_model(name: str | None) -> Checkpoint:
+    try:
+        return resolve(ModelConfig(model=name))
+    except CheckpointError as error:
+        if env.OFFLINE:
+            pytest.skip(str(error))
+        raise
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Checkpoint:
+    """SmolLM2-135M-Instruct, Q4_1: Llama family, byte-level BPE, chat template."""
+    return real_model(None)
+
+
+@pytest.fixture(scope="session")
+def gemma3() -> Checkpoint:
+    """Gemma 3 270M, Q4_K and others: Gemma family, SentencePiece, no chat template."""
+    return real_model("gemma-3-270m")
