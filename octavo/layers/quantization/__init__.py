@@ -1,0 +1,1 @@
+"""How matrices are stored: one scheme per file."""

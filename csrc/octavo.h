@@ -1,0 +1,130 @@
+// The compiled kernels: raw pointers in, results written in place; nothing here knows Python or torch.
+//
+// Two levels. The functions below split their work between threads (attention.cpp, fused.cpp, linear.cpp) and run on
+// any CPU. The arithmetic they call is serial, stands in isa/ and is compiled once per instruction set; `kernels()`
+// is the table of the best one this CPU has. A row's result never depends on the other rows, on how its prompt was
+// cut into chunks or on the number of threads.
+//
+// Letters: T tokens, R sequences, H query heads, G key/value heads, D head size, E row width, strides in elements.
+#pragma once
+
+#include <cstdint>
+
+namespace octavo {
+
+enum class DType : int { f32 = 0, bf16 = 1, f16 = 2 };
+enum class Activation : int { silu = 0, gelu_tanh = 1 };
+
+struct Attention {
+  DType dtype;
+  const void* q;     // [T, H, D]
+  int64_t q_stride;  // between tokens
+  const void* k;     // [blocks, G, block_size, D]
+  const void* v;
+  const int32_t* query_start;   // [R + 1]
+  const int32_t* seq_lens;      // [R]
+  const int32_t* block_tables;  // [R, table_stride]
+  int64_t table_stride;
+  void* out;  // [T, H, D] contiguous
+  int64_t rows, heads, kv_heads, head_size, block_size;
+  float scale;
+  int64_t window;  // keys a query sees, itself included; 0: all
+  float softcap;   // 0: none
+};
+void paged_attention(const Attention&);
+
+struct WriteKV {
+  DType dtype;
+  const void* k;  // [T, G, D]
+  const void* v;
+  int64_t k_stride, v_stride;
+  void* k_cache;  // [blocks, G, block_size, D]
+  void* v_cache;
+  const int64_t* slots;  // [T]
+  int64_t tokens, kv_heads, head_size, block_size;
+};
+void write_kv(const WriteKV&);
+
+struct Rotary {
+  DType dtype;
+  void* q;  // [T, H, D], turned in place
+  void* k;  // [T, G, D]
+  int64_t q_stride, k_stride;
+  const int64_t* positions;  // [T]
+  const float* table;        // [positions, D]: D/2 cosines, then D/2 sines
+  const float* q_weight;     // [D]: RMS norm of each head before the turn; null: none
+  const float* k_weight;
+  float eps;
+  int64_t tokens, heads, kv_heads, head_size;
+};
+void rotary(const Rotary&);
+
+struct RMSNorm {
+  DType dtype;
+  const void* x;        // [T, E] contiguous
+  void* residual;       // [T, E]: += x first, then normed; null: x is normed
+  const float* weight;  // [E]
+  void* out;            // [T, E]
+  float eps;
+  int64_t tokens, width;
+};
+void rms_norm(const RMSNorm&);
+
+struct ActMul {
+  DType dtype;
+  Activation activation;
+  const void* gate_up;  // [T, 2E]
+  void* out;            // [T, E]: activation(gate) * up
+  int64_t tokens, width;
+};
+void act_mul(const ActMul&);
+
+struct Linear {
+  DType dtype, out_dtype;  // out: dtype or f32
+  const void* x;           // [T, in]
+  int64_t x_stride;
+  const void* weight;  // [out, in] contiguous
+  const void* bias;    // [out] or null
+  void* out;           // [T, out]
+  int64_t tokens, in_features, out_features;
+};
+void linear(const Linear&);
+
+// Serial kernels of one instruction set.
+struct AttentionTile {
+  int64_t row, kv_head;
+  int64_t token, tokens;  // consecutive tokens of the row
+  int64_t position;       // of the first token
+};
+// What attention over some keys leaves: per packed query row the largest score m, the sum l of 2^(score - m) and the
+// values weighted alike. Stored as m[M] l[M] o[M][width].
+struct Kernels {
+  const char* isa;
+  int64_t lanes;
+  void (*attend)(const Attention&, const AttentionTile&, int64_t key_begin, int64_t key_end, float* state,
+                 float* scratch);
+  void (*merge)(float* state, const float* part, int64_t rows, int64_t width);
+  void (*finish)(const Attention&, const AttentionTile&, const float* state);
+  void (*write_kv)(const WriteKV&, int64_t begin, int64_t end);
+  void (*rotary)(const Rotary&, int64_t begin, int64_t end);
+  void (*rms_norm)(const RMSNorm&, int64_t begin, int64_t end);
+  void (*act_mul)(const ActMul&, int64_t begin, int64_t end);
+  int64_t (*pack_rows)(const Linear&, float* packed);  // widens x once for all threads; returns the packed row width
+  void (*linear)(const Linear&, const float* packed, int64_t width, int64_t begin, int64_t end);
+};
+const Kernels& kernels();
+
+// Instruction sets compiled in and present on this CPU, best first; null-terminated.
+const char* const* available_isas();
+bool use_isa(const char* name);  // false: not available
+
+inline constexpr int64_t CHUNK = 64;   // keys scored at a time
+inline constexpr int64_t SPLIT = 512;  // keys between merges: the unit a long context is shared out in
+// Sizes in floats, for M packed query rows.
+static inline int64_t padded(int64_t width) { return (width + 31) / 32 * 32; }
+static inline int64_t state_size(int64_t rows, int64_t head_size) { return rows * (padded(head_size) + 2); }
+static inline int64_t scratch_size(int64_t rows, int64_t head_size) {
+  return rows * (padded(head_size) + CHUNK + 16) + 2 * CHUNK * padded(head_size);
+}
+
+}  // namespace octavo

@@ -1,0 +1,123 @@
+"""Every operation of a model, with its signature and meaning; the only place that asks which device a tensor is on.
+
+T tokens of a step, R rows (sequences) of a step, H query heads, G key/value heads, D head size, E width, K and N inner
+and outer features of a matrix, B block size. All compute in float32 and round once, to the dtype of their input. A
+row's result depends on nothing but the row, except where `linear` hands large batches to torch's matrix product.
+Callers vouch for shapes and dtypes: these functions assert little and check no values.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from octavo.kernels import cpu, reference
+
+
+class Kernels(Protocol):
+    """What an implementation provides: `reference` in plain torch for any device, `cpu` compiled."""
+
+    def linear(self, x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, full_precision: bool) -> Tensor: ...
+    def rms_norm(self, x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor: ...
+    def add_rms_norm(self, x_TE: Tensor, residual_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor: ...
+    def silu_mul(self, gate_up_TE: Tensor) -> Tensor: ...
+    def gelu_tanh_mul(self, gate_up_TE: Tensor) -> Tensor: ...
+    def rotary(
+        self,
+        q_THD: Tensor,
+        k_TGD: Tensor,
+        positions_T: Tensor,
+        table_PD: Tensor,
+        q_weight_D: Tensor | None,
+        k_weight_D: Tensor | None,
+        eps: float,
+    ) -> None: ...
+    def write_kv(self, k_TGD: Tensor, v_TGD: Tensor, k_cache: Tensor, v_cache: Tensor, slots_T: Tensor) -> None: ...
+    def paged_attention(
+        self,
+        q_THD: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        query_start: Tensor,
+        seq_lens_R: Tensor,
+        block_tables: Tensor,
+        scale: float,
+        window: int,
+        softcap: float,
+    ) -> Tensor: ...
+
+
+def kernels_for(x: Tensor) -> Kernels:
+    """The one `if`."""
+    return cpu if x.is_cpu and cpu.available() else reference
+
+
+def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, full_precision: bool = False) -> Tensor:
+    """x W^T + b. With `full_precision` the result is float32, as sampling wants its logits."""
+    return kernels_for(x_TK).linear(x_TK, weight_NK, bias_N, full_precision)
+
+
+def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x²) + eps) · weight; weight is float32 (Zhang and Sennrich 2019)."""
+    return kernels_for(x_TE).rms_norm(x_TE, weight_E, eps)
+
+
+def add_rms_norm(x_TE: Tensor, residual_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
+    """Adds x to the residual stream in place and returns the norm of the (rounded) sum."""
+    return kernels_for(x_TE).add_rms_norm(x_TE, residual_TE, weight_E, eps)
+
+
+def silu_mul(gate_up_TE: Tensor) -> Tensor:
+    """[gate | up] → silu(gate) · up, of half the width."""
+    return kernels_for(gate_up_TE).silu_mul(gate_up_TE)
+
+
+def gelu_tanh_mul(gate_up_TE: Tensor) -> Tensor:
+    """[gate | up] → gelu(gate) · up with the tanh form of GELU, of half the width."""
+    return kernels_for(gate_up_TE).gelu_tanh_mul(gate_up_TE)
+
+
+def rotary(
+    q_THD: Tensor,
+    k_TGD: Tensor,
+    positions_T: Tensor,
+    table_PD: Tensor,
+    q_weight_D: Tensor | None = None,
+    k_weight_D: Tensor | None = None,
+    eps: float = 0.0,
+) -> None:
+    """Turns the halves of each head of q and k by its position's angles, in place.
+
+    table: float32, per position D/2 cosines then D/2 sines. With weights (float32) each head is RMS-normed first.
+    q and k may be views of a wider row: heads must be contiguous, tokens any distance apart; positions are int64.
+    """
+    kernels_for(q_THD).rotary(q_THD, k_TGD, positions_T, table_PD, q_weight_D, k_weight_D, eps)
+
+
+def write_kv(k_TGD: Tensor, v_TGD: Tensor, k_cache: Tensor, v_cache: Tensor, slots_T: Tensor) -> None:
+    """Puts each token's keys and values at its slot (block · B + offset, int64) of caches [blocks, G, B, D]."""
+    kernels_for(k_TGD).write_kv(k_TGD, v_TGD, k_cache, v_cache, slots_T)
+
+
+def paged_attention(
+    q_THD: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    query_start: Tensor,
+    seq_lens_R: Tensor,
+    block_tables: Tensor,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+) -> Tensor:
+    """Causal attention of every row's new tokens over its own paged context; keys are already in the caches.
+
+    Row r has tokens query_start[r] … query_start[r+1]-1 (int32, R+1), the last ones of its seq_lens[r] (int32); logical
+    block i of its context lies in physical block block_tables[r, i] (int32). With `window` a query sees that many keys,
+    its own included; with `softcap` scores are c · tanh(score / c). Query head h reads key/value head h // (H/G).
+    Table entries past a row's length and cache slots never written are not looked at.
+    """
+    return kernels_for(q_THD).paged_attention(
+        q_THD, k_cache, v_cache, query_start, seq_lens_R, block_tables, scale, window, softcap
+    )

@@ -1,0 +1,94 @@
+"""Every operation in plain torch: what the compiled kernels are compared with, and what runs where none exist.
+
+Same signatures as `octavo.kernels.ops`, same float32 arithmetic with one rounding at the end; written to be read.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, full_precision: bool = False) -> Tensor:
+    y_TN = F.linear(x_TK, weight_NK, bias_N)
+    return y_TN.float() if full_precision else y_TN
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    x = x.float()
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+
+
+def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
+    return _normed(x_TE, weight_E, eps).to(x_TE.dtype)
+
+
+def add_rms_norm(x_TE: Tensor, residual_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
+    residual_TE += x_TE
+    return rms_norm(residual_TE, weight_E, eps)
+
+
+def silu_mul(gate_up_TE: Tensor) -> Tensor:
+    gate, up = gate_up_TE.float().chunk(2, dim=-1)
+    return (F.silu(gate) * up).to(gate_up_TE.dtype)
+
+
+def gelu_tanh_mul(gate_up_TE: Tensor) -> Tensor:
+    gate, up = gate_up_TE.float().chunk(2, dim=-1)
+    return (F.gelu(gate, approximate="tanh") * up).to(gate_up_TE.dtype)
+
+
+def rotary(
+    q_THD: Tensor,
+    k_TGD: Tensor,
+    positions_T: Tensor,
+    table_PD: Tensor,
+    q_weight_D: Tensor | None = None,
+    k_weight_D: Tensor | None = None,
+    eps: float = 0.0,
+) -> None:
+    cos, sin = table_PD[positions_T].unsqueeze(1).chunk(2, dim=-1)
+    for heads, weight_D in ((q_THD, q_weight_D), (k_TGD, k_weight_D)):
+        values = heads.float() if weight_D is None else _normed(heads, weight_D, eps)
+        x, y = values.chunk(2, dim=-1)
+        heads.copy_(torch.cat((x * cos - y * sin, y * cos + x * sin), dim=-1))
+
+
+def write_kv(k_TGD: Tensor, v_TGD: Tensor, k_cache: Tensor, v_cache: Tensor, slots_T: Tensor) -> None:
+    block_size = k_cache.size(2)
+    blocks_T, offsets_T = slots_T // block_size, slots_T % block_size
+    k_cache[blocks_T, :, offsets_T] = k_TGD
+    v_cache[blocks_T, :, offsets_T] = v_TGD
+
+
+def paged_attention(
+    q_THD: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    query_start: Tensor,
+    seq_lens_R: Tensor,
+    block_tables: Tensor,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+) -> Tensor:
+    starts, lengths = query_start.tolist(), seq_lens_R.tolist()
+    kv_heads, block_size = k_cache.size(1), k_cache.size(2)
+    out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
+    for row, length in enumerate(lengths):
+        tokens = slice(starts[row], starts[row + 1])
+        blocks = block_tables[row, : -(-length // block_size)].long()
+        k_GSD, v_GSD = (cache[blocks].transpose(0, 1).flatten(1, 2)[:, :length].float() for cache in (k_cache, v_cache))
+        q_HTD = q_THD[tokens].float().transpose(0, 1)
+        q_GMD = q_HTD.reshape(kv_heads, -1, q_HTD.size(-1))  # heads of a group below each other
+        scores = (q_GMD @ k_GSD.transpose(1, 2) * scale).view(*q_HTD.shape[:2], length)
+        if softcap:
+            scores = softcap * torch.tanh(scores / softcap)
+        count = q_HTD.size(1)
+        key = torch.arange(length, device=q_THD.device)
+        query = torch.arange(length - count, length, device=q_THD.device).unsqueeze(1)
+        visible = (key <= query) & ((key > query - window) if window else True)
+        weights = scores.masked_fill(~visible, -torch.inf).softmax(-1).view(kv_heads, -1, length)
+        out_THD[tokens] = (weights @ v_GSD).view_as(q_HTD).transpose(0, 1).to(q_THD.dtype)
+    return out_THD

@@ -1,0 +1,57 @@
+"""What attention needs from whoever runs a step, and the seam between layers and the ways to compute attention.
+
+T tokens of the step, R rows (sequences), H query heads, G key/value heads, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class LayerCache(NamedTuple):
+    """Keys and values of one layer: each [num_blocks, num_kv_heads, block_size, head_size]."""
+
+    k: Tensor
+    v: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSpec:
+    """What a layer's cache must hold for one token."""
+
+    num_kv_heads: int
+    head_size: int
+
+
+@dataclass(slots=True)
+class AttentionMetadata:
+    """A step as attention sees it. On a CPU all of it lies on the CPU."""
+
+    query_start: Tensor  # int32 [R+1]: where each row's tokens begin; the last entry is T
+    seq_lens: Tensor  # int32 [R]: tokens in the cache after this step
+    block_tables: Tensor  # int32 [R, max_blocks]: physical block of each logical block
+    slots: Tensor  # int64 [T]: where each token's k and v go: block * block_size + offset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionSpec:
+    """How a layer attends: scores are multiplied by `scale`, `window` keys are seen (0: all), `softcap` 0 is none."""
+
+    scale: float
+    window: int = 0
+    softcap: float = 0.0
+
+
+class AttentionBackend(Protocol):
+    def plan(self, metadata: AttentionMetadata) -> None:
+        """Called once per step, before the layers run. The metadata must stay as it is until the step ends."""
+
+    def run(self, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, cache: LayerCache, spec: AttentionSpec) -> Tensor:
+        """Once per layer: writes k and v to their slots, then attends. Returns [T, H, D]."""
+
+
+Caches = Sequence[LayerCache]

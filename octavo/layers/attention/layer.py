@@ -1,0 +1,36 @@
+"""The attention part of a layer: project, turn, attend, project back.
+
+T tokens, E width, H query heads, G key/value heads, D head size.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from octavo.layers.attention.backend import AttentionBackend, AttentionSpec, LayerCache
+from octavo.layers.linear import Linear
+from octavo.layers.rotary import Rotary
+
+
+class Attention(nn.Module):
+    """`qkv` has parts q, k and v; without `rotary` positions are the embedding's business."""
+
+    def __init__(
+        self, qkv: Linear, out: Linear, head_size: int, spec: AttentionSpec, rotary: Rotary | None = None
+    ) -> None:
+        super().__init__()
+        self.qkv = qkv
+        self.out = out
+        self.rotary = rotary
+        self.spec = spec
+        self.head_size = head_size
+        self.heads = [qkv.parts[part] // head_size for part in ("q", "k", "v")]
+
+    def forward(self, x_TE: Tensor, positions_T: Tensor, backend: AttentionBackend, cache: LayerCache) -> Tensor:
+        tokens = x_TE.size(0)
+        qkv: Tensor = self.qkv(x_TE)
+        q_THD, k_TGD, v_TGD = qkv.view(tokens, -1, self.head_size).split_with_sizes(self.heads, 1)
+        if self.rotary is not None:
+            self.rotary(q_THD, k_TGD, positions_T)
+        y_TE: Tensor = self.out(backend.run(q_THD, k_TGD, v_TGD, cache, self.spec).view(tokens, -1))
+        return y_TE

@@ -1,0 +1,71 @@
+"""Tokens to vectors and vectors to logits. T tokens, R rows, E width, V vocabulary."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from octavo.kernels import ops
+from octavo.layers.linear import Linear, weight
+
+
+class Embedding(nn.Module):
+    """One vector per token id, times `scale` rounded to the model's dtype."""
+
+    def __init__(
+        self, count: int, width: int, dtype: torch.dtype, device: torch.device | None = None, scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.weight = weight((count, width), dtype, device)
+        self.scale = torch.tensor(scale, dtype=dtype).item()
+
+    def forward(self, token_ids_T: Tensor, positions_T: Tensor) -> Tensor:  # noqa: ARG002
+        x_TE = F.embedding(token_ids_T, self.weight)
+        return x_TE if self.scale == 1.0 else x_TE * self.scale
+
+
+class PositionedEmbedding(nn.Module):
+    """A vector per token plus a learned one per position."""
+
+    def __init__(self, tokens: Embedding, positions: Embedding) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.positions = positions
+
+    @property
+    def weight(self) -> Tensor:
+        return self.tokens.weight
+
+    def forward(self, token_ids_T: Tensor, positions_T: Tensor) -> Tensor:
+        x_TE: Tensor = self.tokens(token_ids_T, positions_T)
+        x_TE += self.positions(positions_T, positions_T)
+        return x_TE
+
+
+class Head(nn.Module):
+    """Logits in float32, from a matrix of its own."""
+
+    def __init__(self, matrix: Linear, softcap: float = 0.0) -> None:
+        super().__init__()
+        self.matrix = matrix
+        self.softcap = softcap
+
+    def forward(self, x_RE: Tensor) -> Tensor:
+        return _capped(self.matrix(x_RE, True), self.softcap)
+
+
+class TiedHead(nn.Module):
+    """Logits in float32, from the vectors of the embedding."""
+
+    def __init__(self, embedding: Embedding | PositionedEmbedding, softcap: float = 0.0) -> None:
+        super().__init__()
+        self.matrix = (embedding.weight,)  # in a tuple: the parameter stays the embedding's alone
+        self.softcap = softcap
+
+    def forward(self, x_RE: Tensor) -> Tensor:
+        return _capped(ops.linear(x_RE, self.matrix[0], None, True), self.softcap)
+
+
+def _capped(logits_RV: Tensor, softcap: float) -> Tensor:
+    return softcap * torch.tanh(logits_RV / softcap) if softcap else logits_RV

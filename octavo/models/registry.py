@@ -1,0 +1,71 @@
+"""From a configuration to a model: the file that builds a family is found by its `model_type`.
+
+Refuses, before taking memory, what is unknown, unsupported or cannot be: with a CheckpointError that says what is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from octavo.errors import CheckpointError
+from octavo.models.decoder import Decoder
+from octavo.models.fields import Fields
+
+#: model_type → the module in this package that builds it.
+FAMILIES: Mapping[str, str] = {
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "llama",
+    "qwen3": "llama",
+    "gemma2": "gemma",
+    "gemma3": "gemma",
+    "gemma3_text": "gemma",
+    "gpt2": "gpt2",
+}
+_GENERATIVE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+
+
+def build(config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> Decoder:
+    """The model of a config (in the shape of Hugging Face's config.json), its weights not yet filled."""
+    fields = _checked(config)
+    module = import_module(f"octavo.models.{FAMILIES[fields.model_type]}")
+    outline: Decoder = module.build(fields, dtype, torch.device("meta"))
+    _check_memory(outline, device)
+    model: Decoder = module.build(fields, dtype, device)
+    return model.eval()
+
+
+def _checked(config: dict[str, Any]) -> Fields:
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise CheckpointError(f"model_type {model_type!r} is not supported; these are: {', '.join(FAMILIES)}")
+    if config.get("auto_map"):
+        raise CheckpointError("the checkpoint brings its own model code (auto_map), which octavo never runs")
+    if config.get("quantization_config"):
+        method = config["quantization_config"].get("quant_method", "unknown")
+        raise CheckpointError(
+            f"weights quantized with {method!r} are not supported; use the unquantized checkpoint or GGUF"
+        )
+    architectures = config.get("architectures") or []
+    if architectures and not any(str(name).endswith(_GENERATIVE) for name in architectures):
+        raise CheckpointError(
+            f"{architectures[0]} does not generate text; octavo serves {', '.join(_GENERATIVE)} models"
+        )
+    return Fields(config, model_type)
+
+
+def _check_memory(outline: Decoder, device: torch.device) -> None:
+    needed = sum(tensor.nbytes for tensor in (*outline.parameters(), *outline.buffers()))
+    if device.type == "cuda":
+        present = torch.cuda.get_device_properties(device).total_memory
+    else:
+        present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > present:
+        raise CheckpointError(
+            f"the model's weights need {needed / 2**30:.1f} GiB, but {device} has {present / 2**30:.1f} GiB of memory"
+        )

@@ -1,0 +1,95 @@
+"""Fills a model from a stream of named tensors, or with random numbers.
+
+Generic over families and formats: names come from the model's own table, shapes from its parameters. Tensors are cast
+and copied one by one, so no more than one exists beside the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from octavo.errors import CheckpointError
+from octavo.layers.embedding import Embedding
+from octavo.layers.linear import Linear
+from octavo.layers.norm import LayerNorm, RMSNorm
+from octavo.layers.rotary import HeadNorm
+from octavo.models.decoder import Decoder
+from octavo.models.weights.slots import To
+
+_SHOWN = 3  # names in an error message
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    view: Tensor
+    to: To
+
+    def fill(self, name: str, tensor: Tensor) -> None:
+        if not tensor.is_floating_point():
+            raise CheckpointError(
+                f"tensor {name!r} holds {tensor.dtype}: packed weights of this kind are not supported"
+            )
+        if self.to.transpose and tensor.dim() == 2:
+            tensor = tensor.t()
+        if tensor.shape != self.view.shape:
+            found, expected = list(tensor.shape), list(self.view.shape)
+            raise CheckpointError(f"tensor {name!r} has shape {found}, but the configuration asks for {expected}")
+        self.view.copy_(tensor)
+        if self.to.offset:
+            self.view.add_(self.to.offset)
+
+
+@torch.no_grad()
+def load_weights(model: Decoder, source: Iterable[tuple[str, Tensor]]) -> None:
+    """Every tensor to its place, every place filled. Raises CheckpointError naming the tensor."""
+    slots = _slots(model)
+    missing = dict.fromkeys(slots)
+    for name, tensor in source:
+        key = model.names.canonical(name)
+        if key is None:
+            continue
+        if key not in slots:
+            raise CheckpointError(f"tensor {name!r} has no place in this model; is the configuration another model's?")
+        slots[key].fill(name, tensor)
+        missing.pop(key, None)
+    if missing:
+        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        names = ", ".join(repr(key) for key in list(missing)[:_SHOWN])
+        raise CheckpointError(f"the checkpoint lacks {names}{more}; is a file of it missing?")
+
+
+def _slots(model: Decoder) -> dict[str, _Slot]:
+    """By canonical tensor name."""
+    slots: dict[str, _Slot] = {}
+    for name, to in model.names.targets.items():
+        numbers = range(len(model.layers)) if "{}" in name else range(1)
+        for number in numbers:
+            module = model.get_submodule(to.module.format(number))
+            for piece, view in _views(module, to.part).items():
+                slots[f"{name.format(number)}.{piece}"] = _Slot(view, to)
+    return slots
+
+
+def _views(module: nn.Module, part: str | None) -> dict[str, Tensor]:
+    if isinstance(module, Linear | HeadNorm):
+        return module.slots(part)
+    return dict(module.named_parameters(recurse=False))
+
+
+@torch.no_grad()
+def dummy_weights(model: Decoder, seed: int = 0) -> None:
+    """Random weights of sane size, the same for the same seed: activations neither vanish nor explode."""
+    random = torch.Generator(next(model.parameters()).device).manual_seed(seed)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if isinstance(module, RMSNorm | LayerNorm | HeadNorm) and name != "bias":
+                parameter.fill_(1.0)
+            elif isinstance(module, Linear | Embedding) and name != "bias":
+                bound = (3.0 / parameter.size(1)) ** 0.5  # variance 1 / inner size
+                parameter.uniform_(-bound, bound, generator=random)
+            else:
+                parameter.zero_()
