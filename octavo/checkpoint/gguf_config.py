@@ -218,7 +218,7 @@ def _llama3_scaling(keys: _Keys, head_dim: int) -> dict[str, Any]:
         keys.fail("rope.scaling: tensor 'rope_freqs.weight' holds factors that are not those of Llama 3")
     return {
         "rope_type": "llama3",
-        "factor": _shortest(factor),
+        "factor": float(f"{factor:.4g}"),
         "low_freq_factor": _LLAMA3_LOW,
         "high_freq_factor": _LLAMA3_HIGH,
         "original_max_position_embeddings": _LLAMA3_CONTEXT,
