@@ -26,6 +26,8 @@ from octavo.errors import InvalidRequest, OctavoError, UnsupportedMedia
 logger = logging.getLogger("octavo.api")
 access_logger = logging.getLogger("octavo.access")
 
+_QUIET_PATHS = ("/live", "/ready", "/health", "/metrics")  # asked every few seconds
+
 
 class ClientLeft(Exception):
     """The client closed its connection before the answer was complete."""
@@ -179,6 +181,13 @@ class RequestLog:
             milliseconds = (time.monotonic() - began) * 1000
             path = quote(scope["path"], safe="/:@!$&'()*+,;=-._~")[:200]
             outcome = f" ({state['outcome']})" if "outcome" in state else ""
-            access_logger.info(
-                "%s %s %s %.0fms %s%s", scope["method"], path, status or "-", milliseconds, request_id, outcome
+            access_logger.log(
+                logging.DEBUG if scope["path"] in _QUIET_PATHS else logging.INFO,
+                "%s %s %s %.0fms %s%s",
+                scope["method"],
+                path,
+                status or "-",
+                milliseconds,
+                request_id,
+                outcome,
             )

@@ -36,6 +36,9 @@ class ByteTokenizer:
     def token(self, token_id: int) -> str:
         return "<s>" if token_id == BOS else bytes([token_id % 256]).decode(errors="replace")
 
+    def token_bytes(self, token_id: int) -> bytes:
+        return b"<s>" if token_id == BOS else bytes([token_id % 256])
+
 
 class TagTemplate:
     def render(self, messages, *, add_generation_prompt=True, continue_final_message=False, **kwargs) -> str:

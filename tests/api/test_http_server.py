@@ -7,48 +7,24 @@ import json
 import socket
 import ssl
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-import uvloop
 from fake_engine import FakeEngine, chat, completion
+from fake_server import run, serving
 
-from octavo.api.app import build_app
 from octavo.api.limits import Limits
-from octavo.api.server import Server, bind
+from octavo.api.server import bind
 from octavo.config import ServerConfig
 from octavo.errors import ConfigError, RequestFailed
 
 CHAT = "/v1/chat/completions"
 HEAD = b"POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 QUICK = Limits(header_seconds=0.2, body_seconds=0.2, shutdown_seconds=1)
-
-
-@asynccontextmanager
-async def serving(
-    engine: FakeEngine | None = None, limits: Limits | None = None, **options: Any
-) -> AsyncIterator[tuple[Server, int]]:
-    config = ServerConfig(port=0, **options)
-    server = Server(build_app(engine or FakeEngine(), config, limits), config)
-    listener = bind(config)
-    port = 0 if config.uds else listener.getsockname()[1]
-    task = asyncio.create_task(server.run_on(listener))
-    await server.listening.wait()
-    try:
-        yield server, port
-    finally:
-        server.stop_now()
-        await task
-
-
-def run(scenario: Callable[[], Awaitable[None]]) -> None:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(asyncio.wait_for(scenario(), 20))  # type: ignore[arg-type]
 
 
 async def talk(port: int, *pieces: bytes) -> bytes:
@@ -119,7 +95,7 @@ def test_a_stream_that_fails_raises_in_openais_client(path: str) -> None:
                 else:
                     stream = await api.completions.create(**completion(), stream=True)
                 async for chunk in stream:
-                    received.append(chunk)  # noqa: PERF401: those before the failure count
+                    received.extend([chunk])
 
             with pytest.raises(openai.APIError, match="broke"):
                 await consume()

@@ -50,8 +50,8 @@ def chat_logprobs(
 
 
 def _top_logprob(token_id: int, entry: Logprob, tokenizer: Tokenizer) -> TopLogprob:
-    text = _text(token_id, entry, tokenizer)
-    return TopLogprob(token=text, logprob=_finite(entry.logprob), bytes=list(text.encode()))
+    text, raw = _text(token_id, entry, tokenizer), tokenizer.token_bytes(token_id)
+    return TopLogprob(token=text, logprob=_finite(entry.logprob), bytes=list(raw))
 
 
 def completion_logprobs(

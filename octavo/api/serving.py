@@ -1,0 +1,100 @@
+"""A server and its engine together, from the bound socket to the last answered request.
+
+/live answers while the model loads. What ends the server decides its exit status: 0 for a signal, 1 for an engine that
+could not start or died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import socket
+import sys
+
+from octavo import __version__
+from octavo.api.app import build_app
+from octavo.api.server import Server
+from octavo.config import EngineConfig, ServerConfig
+from octavo.engine.async_engine import AsyncLLMEngine
+from octavo.errors import OctavoError
+
+logger = logging.getLogger("octavo.api")
+
+
+async def serve(config: EngineConfig, server_config: ServerConfig, listener: socket.socket) -> int:
+    """Until a signal (0) or until the engine is gone (1)."""
+    server = Server(build_app(None, server_config), server_config)
+    stop_on_signals(server)
+    url = address(server_config, listener)
+    logger.info("octavo %s listens on %s; loading the model", __version__, url)
+    serving = asyncio.create_task(server.run_on(listener))
+    engine_life = asyncio.create_task(run_engine(config, server, server_config, url))
+    try:
+        await asyncio.wait({serving, engine_life}, return_when=asyncio.FIRST_COMPLETED)
+        if not engine_life.done():
+            return 0
+        death = engine_life.result()
+        sys.stderr.write(f"octavo: {death.message}\n")
+        return 1
+    finally:
+        server.stop()
+        await serving
+        engine_life.cancel()
+        await asyncio.wait({engine_life})
+
+
+async def run_engine(config: EngineConfig, server: Server, server_config: ServerConfig, url: str) -> OctavoError:
+    """Start the engine, put it behind the desk, wait for its end; why it ended."""
+    try:
+        engine = await AsyncLLMEngine.start(config)
+    except OctavoError as error:
+        return error
+    try:
+        server.desk.engine = engine
+        await engine.wait_ready()
+        sys.stdout.write(welcome(engine, server_config, url) + "\n")
+        sys.stdout.flush()
+        return await engine.wait_dead()
+    except OctavoError as error:
+        return error
+    finally:
+        await engine.shutdown()
+
+
+def stop_on_signals(server: Server) -> None:
+    """The first SIGINT or SIGTERM drains, the second does not wait."""
+
+    def stop() -> None:
+        if server.should_exit:
+            server.stop_now()
+        else:
+            logger.info("shutting down; requests in flight have %g s to finish", server.desk.limits.shutdown_seconds)
+            server.stop()
+
+    for name in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(name, stop)
+
+
+def address(config: ServerConfig, listener: socket.socket) -> str:
+    if config.uds:
+        return f"unix:{config.uds}"
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    return f"{'https' if config.ssl_certfile else 'http'}://{shown}:{port}"
+
+
+def welcome(engine: AsyncLLMEngine, config: ServerConfig, url: str) -> str:
+    """What stands in the terminal once requests are answered: where, what, and how to try it."""
+    name = (engine.config.model.served_model_name or (engine.checkpoint.name,))[0]
+    if engine.config.model.chat_template or engine.tokenizer.chat_template:
+        path, body = "/v1/chat/completions", {"model": name, "messages": [{"role": "user", "content": "Hello!"}]}
+    else:
+        path, body = "/v1/completions", {"model": name, "prompt": "Once upon a time"}
+    target = f"--unix-socket {config.uds} http://octavo{path}" if config.uds else url + path
+    key = ' -H "Authorization: Bearer $KEY"' if config.api_key else ""
+    return (
+        f"octavo {__version__} serves {name} on {url} (context {engine.max_model_len} tokens)\n"
+        f"  curl {target} -H 'Content-Type: application/json'{key} -d '{json.dumps(body)}'"
+    )

@@ -1,0 +1,93 @@
+"""`octavo VERB`: finds the verb's module and runs it. Nothing heavier than argparse is imported before that.
+
+A verb is a module with `USAGE`, `DESCRIPTION`, `add_arguments(parser)` and `run(options) -> exit status`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from octavo import __version__
+from octavo.cli.flags import Parser, suggestion
+from octavo.errors import OctavoError
+
+VERBS = {
+    "serve": ("serve", "serve a model over HTTP with OpenAI's API"),
+    "run": ("run", "answer one prompt, or chat in the terminal"),
+    "bench latency": ("bench_latency", "how long one batch takes"),
+    "bench throughput": ("bench_throughput", "how many tokens a second many prompts give"),
+    "bench serve": ("bench_serve", "load a running server and measure what its clients see"),
+}
+ALIASES = {"chat": "run"}
+
+_HEADER = f"""\
+octavo {__version__}: an LLM serving engine
+
+usage: octavo VERB [arguments]
+"""
+_FOOTER = """\
+  octavo VERB --help says what a verb takes. Without a model, SmolLM2-135M-Instruct is used.
+
+  octavo serve Qwen/Qwen2.5-0.5B-Instruct --port 9000
+  octavo run "Why is the sky blue?"
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview(VERBS))
+        return 0
+    if words[0] in ("-V", "--version", "version"):
+        print(f"octavo {__version__}")
+        return 0
+    verb = _verb(words)
+    if verb is None:
+        return _lost(words)
+    return _run(verb, words[len(verb.split()) :])
+
+
+def _verb(words: Sequence[str]) -> str | None:
+    first = ALIASES.get(words[0], words[0])
+    both = " ".join((first, *words[1:2]))
+    return first if first in VERBS else both if both in VERBS else None
+
+
+def _lost(words: Sequence[str]) -> int:
+    """Words that begin with no verb: the list of what they could begin, or what they may have meant."""
+    family = {verb: entry for verb, entry in VERBS.items() if verb.startswith(words[0] + " ")}
+    if family and words[1:2] in ([], ["-h"], ["--help"]):
+        print(_overview(family))
+        return 0
+    typed = " ".join(words[:2]) if family else words[0]
+    known = family or {verb.split()[0] for verb in VERBS} | set(ALIASES)
+    print(f"octavo: there is no verb {typed!r}{suggestion(typed, known)}\n(see octavo --help)", file=sys.stderr)
+    return 2
+
+
+def _run(verb: str, words: Sequence[str]) -> int:
+    module = import_module(f"octavo.cli.{VERBS[verb][0]}")
+    parser = Parser(f"octavo {verb}", module.USAGE, module.DESCRIPTION)
+    module.add_arguments(parser)
+    options = parser.parse(words)
+    try:
+        status = module.run(options)
+        assert isinstance(status, int)
+        return status
+    except OctavoError as error:
+        print(f"octavo: {error.message}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor does the flush at exit find it
+        return 141
+
+
+def _overview(verbs: dict[str, tuple[str, str]]) -> str:
+    width = max(map(len, verbs))
+    lines = [f"  {verb:<{width}}  {help_text}" for verb, (_, help_text) in verbs.items()]
+    return "\n".join([_HEADER, *lines, "", _FOOTER])

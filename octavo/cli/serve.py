@@ -1,0 +1,45 @@
+"""`octavo serve`: flags to configs, then `octavo.api.serving`. The port is taken before anything slow begins."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import threading
+
+from octavo.cli.flags import Parser, add_engine_flags, add_flags, engine_config, given
+from octavo.config import ServerConfig
+
+USAGE = "[MODEL] [flags]"
+DESCRIPTION = """\
+Serve a model over HTTP with OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models and more.
+
+  octavo serve                                  the embedded SmolLM2-135M-Instruct
+  octavo serve Qwen/Qwen2.5-0.5B-Instruct       from the Hugging Face hub
+  octavo serve ./model.gguf --api-key SECRET    a local file, for those who know the key"""
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("model_argument", nargs="?", metavar="MODEL", help="the same as --model")
+    add_flags(parser, (ServerConfig,))
+    add_engine_flags(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    import uvloop
+
+    from octavo.api.server import bind
+    from octavo.api.serving import serve
+    from octavo.processes import configure_logging
+
+    server_config = ServerConfig(**given(options, (ServerConfig,)))
+    config = engine_config(options, options.model_argument)
+    configure_logging(server_config.log_level)
+    listener = bind(server_config)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        status = runner.run(serve(config, server_config, listener))
+        if threading.active_count() > 1:  # a download does not hear that nobody waits for it any more
+            sys.stdout.flush()
+            os._exit(status)
+        return status

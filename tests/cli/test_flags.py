@@ -1,0 +1,161 @@
+"""Flags come from config fields: the whole list is frozen here, so that a new one is a decision."""
+
+from __future__ import annotations
+
+import pytest
+
+from octavo.cli import bench_latency, bench_serve, bench_throughput, run, serve
+from octavo.cli.flags import Parser, add_engine_flags, engine_config, given
+from octavo.config import SECTIONS, EngineConfig, ServerConfig
+from octavo.errors import ConfigError
+
+ENGINE_FLAGS = [
+    "--model",
+    "--tokenizer",
+    "--revision",
+    "--served-model-name",
+    "--dtype",
+    "--load-format",
+    "--max-model-len",
+    "--max-logprobs",
+    "--seed",
+    "--chat-template",
+    "--generation-config",
+    "--download-dir",
+    "--block-size",
+    "--kv-cache-memory",
+    "--gpu-memory-utilization",
+    "--num-gpu-blocks-override",
+    "--enable-prefix-caching",
+    "--no-enable-prefix-caching",
+    "--max-num-batched-tokens",
+    "--max-num-seqs",
+    "--long-prefill-token-threshold",
+    "--scheduling-policy",
+    "--watermark",
+    "--max-num-queued-reqs",
+    "--max-num-queued-tokens",
+    "--device",
+    "--distributed-executor-backend",
+    "--num-threads",
+]
+SERVER_FLAGS = [
+    "--host",
+    "--port",
+    "--uds",
+    "--ssl-keyfile",
+    "--ssl-certfile",
+    "--api-key",
+    "--root-path",
+    "--allowed-origins",
+    "--log-level",
+]
+OUTPUT_FLAGS = ["--output-json", "--bench-seed"]
+FLAGS = {
+    serve: [*ENGINE_FLAGS, *SERVER_FLAGS],
+    run: [
+        *(flag for flag in ENGINE_FLAGS if flag != "--seed"),
+        *("--system", "--temperature", "--top-p", "--top-k", "--max-tokens", "--seed"),
+    ],
+    bench_latency: [
+        *ENGINE_FLAGS,
+        *OUTPUT_FLAGS,
+        *("--input-len", "--output-len", "--batch-size", "--num-iters", "--num-iters-warmup"),
+    ],
+    bench_throughput: [*ENGINE_FLAGS, *OUTPUT_FLAGS, "--num-prompts", "--input-len", "--output-len"],
+    bench_serve: [
+        *OUTPUT_FLAGS,
+        *("--base-url", "--model", "--api-key", "--num-prompts", "--input-len", "--output-len"),
+        *("--request-rate", "--max-concurrency", "--temperature"),
+    ],
+}
+
+
+def parser_of(verb) -> Parser:
+    parser = Parser("octavo", verb.USAGE, verb.DESCRIPTION)
+    verb.add_arguments(parser)
+    return parser
+
+
+@pytest.mark.parametrize("verb", list(FLAGS), ids=lambda verb: verb.__name__)
+def test_the_list_of_flags_is_frozen(verb) -> None:
+    flags = {flag for flag in parser_of(verb)._option_string_actions if flag.startswith("--")}
+    assert flags == {*FLAGS[verb], "--help"}
+
+
+def config(*arguments: str) -> EngineConfig:
+    parser = Parser("octavo test", "", "")
+    add_engine_flags(parser)
+    return engine_config(parser.parse(arguments))
+
+
+def test_flags_that_are_not_given_leave_the_configs_defaults() -> None:
+    assert config() == EngineConfig()
+    options = parser_of(serve).parse([])
+    assert given(options, (*SECTIONS, ServerConfig)) == {}
+
+
+def test_every_kind_of_value() -> None:
+    chosen = config(
+        *("--model", "m", "--max-model-len", "4K", "--kv-cache-memory=1.5GiB", "--dtype", "float32"),
+        *("--no-enable-prefix-caching", "--watermark", "0.1", "--num-threads", "2"),
+        *("--served-model-name", "a", "b", "--served-model-name", "c"),
+    )
+    assert chosen.model.model == "m"
+    assert chosen.model.max_model_len == 4096
+    assert chosen.cache.kv_cache_memory == 3 * 2**29
+    assert chosen.model.dtype == "float32"
+    assert chosen.cache.enable_prefix_caching is False
+    assert chosen.scheduler.watermark == 0.1
+    assert chosen.execution.num_threads == 2
+    assert chosen.model.served_model_name == ("a", "b", "c")
+    assert config("--max-model-len", "-1").model.max_model_len == -1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--max-model-len", "4x"], "argument --max-model-len: '4x' is not a number with an optional suffix"),
+        (["--num-threads", "two"], "argument --num-threads: 'two' is not a whole number"),
+        (["--watermark", "x"], "argument --watermark: 'x' is not a number"),
+        (["--dtype", "int3"], "argument --dtype: invalid choice: 'int3'"),
+        (["--max-num-seq", "3"], "unknown argument --max-num-seq; did you mean --max-num-seqs?"),
+        (["--served_model_name", "x"], "unknown argument --served_model_name; did you mean --served-model-name?"),
+        (["--what"], "unknown argument --what"),
+        (["stray"], "unknown argument stray"),
+    ],
+)
+def test_a_wrong_flag_is_one_clear_line(arguments, message, capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        config(*arguments)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"octavo test: {message}")
+    assert error.endswith("\n(see octavo test --help)\n")
+    assert "usage" not in error
+
+
+def test_values_are_checked_by_the_config() -> None:
+    with pytest.raises(ConfigError, match="block_size must be a power of two"):
+        config("--block-size", "24")
+    with pytest.raises(ConfigError, match="max_num_seqs must be between"):
+        config("--max-num-seqs", "0")
+
+
+def test_a_model_is_named_once() -> None:
+    options = parser_of(serve).parse(["a", "--model", "b"])
+    with pytest.raises(ConfigError, match="two models: a and --model b"):
+        engine_config(options, options.model_argument)
+    options = parser_of(serve).parse(["a", "--model", "a"])
+    assert engine_config(options, options.model_argument).model.model == "a"
+
+
+def test_help_shows_defaults_by_group(capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parser_of(serve).parse(["--help"])
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "usage: octavo [MODEL] [flags]" in text
+    assert "The paged KV cache: --block-size N tokens in a block (default: 16)" in text
+    assert "--no-enable-prefix-caching reuse the KV blocks of equal prompt beginnings (default: on)" in text
+    assert "and of dummy weights (default: 0)" in text

@@ -1,0 +1,142 @@
+"""`octavo run`: words to model and prompt, and a conversation with a scripted engine."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+from collections.abc import Iterator
+
+import pytest
+from fake_engine import FakeEngine
+
+from octavo import env
+from octavo.cli import conversation as module
+from octavo.cli.conversation import Conversation, talk
+from octavo.cli.run import split_words
+from octavo.errors import ConfigError, InvalidRequest
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], (None, None)),
+        (["Why is the sky blue?"], (None, "Why is the sky blue?")),
+        (["Hello"], (None, "Hello")),
+        (["and/or what?"], (None, "and/or what?")),
+        (["org/name"], ("org/name", None)),
+        (["org/name:file.gguf"], ("org/name:file.gguf", None)),
+        (["model.gguf"], ("model.gguf", None)),
+        (["smollm2-135m-instruct"], ("smollm2-135m-instruct", None)),
+        (["org/name", "Hi"], ("org/name", "Hi")),
+        (["anything", "Hi"], ("anything", "Hi")),
+    ],
+)
+def test_which_word_is_the_model(words, expected) -> None:
+    assert split_words(words) == expected
+
+
+def test_a_folder_that_exists_is_a_model(tmp_path, monkeypatch) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert split_words(["mine"]) == ("mine", None)
+    with pytest.raises(ConfigError, match="put the prompt in quotes"):
+        split_words(["Why", "is", "it"])
+
+
+@pytest.fixture
+def runner(tmp_path, monkeypatch) -> Iterator[asyncio.Runner]:
+    monkeypatch.setattr(env, "CACHE_DIR", tmp_path)
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+def typing(monkeypatch: pytest.MonkeyPatch, *lines: str | type[BaseException]) -> None:
+    """What the user types; at the end, Ctrl-D."""
+    pending = list(lines)
+
+    def read(_: str = "") -> str:
+        line = pending.pop(0) if pending else EOFError
+        if isinstance(line, str):
+            return line
+        raise line
+
+    monkeypatch.setattr(builtins, "input", read)
+
+
+def prompts(engine: FakeEngine) -> list[str]:
+    return [bytes(call["prompt"]).decode() for call in engine.calls]
+
+
+def test_one_prompt_is_answered_and_nothing_else_is_printed(runner, capsys) -> None:
+    engine = FakeEngine(default_sampling={"temperature": 0.3, "top_k": 5})
+    conversation = Conversation(engine, {"temperature": 0.0}, max_tokens=5, system="Be brief")
+    assert talk(conversation, runner, "Hi") == 0
+    assert capsys.readouterr() == ("Hello\n", "")
+    assert prompts(engine) == ["<system>Be brief<user>Hi<assistant>"]
+    params = engine.calls[0]["params"]
+    assert (params.temperature, params.top_k, params.max_tokens) == (0.0, 5, 5)
+
+
+def test_a_conversation_remembers(runner, monkeypatch, capsys) -> None:
+    engine = FakeEngine(reply=lambda prompt, _: "yes", max_model_len=1000)
+    typing(monkeypatch, "one", "  ", "two", "/clear", "three", "/system Be kind", "four", "/system", "/bye", "never")
+    assert talk(Conversation(engine, {}), runner, None) == 0
+    assert prompts(engine) == [
+        "<user>one<assistant>",
+        "<user>one<assistant>yes<user>two<assistant>",
+        "<user>three<assistant>",
+        "<system>Be kind<user>four<assistant>",
+    ]
+    out, err = capsys.readouterr()
+    assert out == "yes\n" * 4
+    assert "Be kind\n" in err
+
+
+def test_several_lines_and_unknown_commands(runner, monkeypatch, capsys) -> None:
+    engine = FakeEngine(reply=lambda prompt, _: "yes")
+    typing(monkeypatch, '"""a', "b", 'c"""', "/what", "/help")
+    talk(Conversation(engine, {}), runner, None)
+    assert prompts(engine) == ["<user>a\nb\nc<assistant>"]
+    assert "unknown command /what" in capsys.readouterr().err
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(runner, monkeypatch, capsys) -> None:
+    engine = FakeEngine(max_model_len=1000)
+    conversation = Conversation(engine, {})
+    written: list[str] = []
+
+    def interrupted(text: str) -> None:
+        written.append(text)
+        if "".join(written) == "Hell":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_print", interrupted)
+    typing(monkeypatch, "one", KeyboardInterrupt, "two")
+    assert talk(conversation, runner, None) == 0
+    assert len(engine.calls) == 2
+    assert engine.running == set()
+    assert len(engine.aborted) == 1
+    assert prompts(engine)[1] == "<user>one<assistant>Hell<user>two<assistant>"
+
+
+def test_a_refused_question_is_forgotten(runner, monkeypatch, capsys) -> None:
+    engine = FakeEngine(max_model_len=60, reply=lambda prompt, _: "yes")
+    typing(monkeypatch, "one", "x" * 100, "two")
+    talk(Conversation(engine, {}), runner, None)
+    assert "/clear begins anew" in capsys.readouterr().err
+    assert prompts(engine)[2] == "<user>one<assistant>yes<user>two<assistant>"
+
+
+def test_without_a_template_texts_are_continued(runner, monkeypatch, capsys) -> None:
+    engine = FakeEngine(reply=lambda prompt, _: " upon")
+    engine.tokenizer.chat_template = None
+    typing(monkeypatch, "Once", "Twice")
+    talk(Conversation(engine, {}), runner, None)
+    assert [call["prompt"] for call in engine.calls] == [[256, *b"Once"], [256, *b"Twice"]]
+    assert "no chat template" in capsys.readouterr().err
+
+
+def test_an_engine_that_refuses_one_prompt_is_an_error(runner) -> None:
+    engine = FakeEngine(error=InvalidRequest("no"))
+    with pytest.raises(InvalidRequest):
+        talk(Conversation(engine, {}), runner, "Hi")

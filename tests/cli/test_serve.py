@@ -1,0 +1,172 @@
+"""`octavo serve` with a scripted engine: what is printed, and with which status the server ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+import pytest
+from fake_engine import FakeEngine, chat
+from fake_server import run
+
+from octavo.api import serving
+from octavo.api.server import bind
+from octavo.cli.main import main
+from octavo.config import EngineConfig, ServerConfig
+from octavo.errors import CheckpointError, EngineDead, OctavoError
+
+
+class StartedEngine(FakeEngine):
+    """Loads when told to, dies when told to."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.ready = False
+        self.loaded = asyncio.Event()
+        self.ended: asyncio.Future[OctavoError] = asyncio.get_running_loop().create_future()
+        self.failure: OctavoError | None = None
+        self.was_shut_down = False
+
+    async def wait_ready(self) -> None:
+        await self.loaded.wait()
+        if self.failure is not None:
+            raise self.failure
+        self.ready = True
+
+    async def wait_dead(self) -> OctavoError:
+        return await self.ended
+
+    async def shutdown(self) -> None:
+        self.was_shut_down = True
+
+
+def served(
+    monkeypatch: pytest.MonkeyPatch,
+    scenario: Callable[[StartedEngine, httpx.AsyncClient], Awaitable[None]],
+    **options: Any,
+) -> tuple[int, StartedEngine]:
+    """Run `serve` beside a scenario; its exit status."""
+    engines: list[StartedEngine] = []
+    result: list[int] = []
+
+    async def both() -> None:
+        engine = StartedEngine()
+        engines.append(engine)
+
+        class Start:
+            @staticmethod
+            async def start(config: EngineConfig) -> StartedEngine:
+                return engine
+
+        monkeypatch.setattr(serving, "AsyncLLMEngine", Start)
+        config = ServerConfig(port=0, **options)
+        listener = bind(config)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        async with httpx.AsyncClient(base_url=url) as web:
+            server = asyncio.create_task(serving.serve(EngineConfig(), config, listener))
+            await scenario(engine, web)
+            result.append(await server)
+
+    run(both)
+    return result[0], engines[0]
+
+
+async def until_ready(web: httpx.AsyncClient) -> None:
+    while (await web.get("/ready")).status_code != 200:
+        await asyncio.sleep(0.01)
+
+
+def test_live_at_once_ready_when_loaded_gone_with_a_signal(monkeypatch, capsys) -> None:
+    async def scenario(engine: StartedEngine, web: httpx.AsyncClient) -> None:
+        assert (await web.get("/live")).status_code == 200
+        refused = await web.post("/v1/chat/completions", json=chat())
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert capsys.readouterr().out == ""
+        engine.loaded.set()
+        await until_ready(web)
+        assert (await web.post("/v1/chat/completions", json=chat())).status_code == 200
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    status, engine = served(monkeypatch, scenario)
+    assert status == 0
+    assert engine.was_shut_down
+    out = capsys.readouterr().out
+    assert "serves fake-model on http://127.0.0.1:" in out
+    assert "curl http://127.0.0.1:" in out
+    assert "/v1/chat/completions" in out
+    assert "Authorization" not in out
+
+
+def test_the_welcome_tells_of_keys_but_never_which(monkeypatch, capsys) -> None:
+    async def scenario(engine: StartedEngine, web: httpx.AsyncClient) -> None:
+        engine.tokenizer.chat_template = None
+        engine.loaded.set()
+        await until_ready(web)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    assert served(monkeypatch, scenario, api_key=("sesame",))[0] == 0
+    out, err = capsys.readouterr()
+    assert "Authorization: Bearer $KEY" in out
+    assert "/v1/completions" in out
+    assert "sesame" not in out + err
+
+
+def test_a_second_signal_does_not_wait(monkeypatch) -> None:
+    async def scenario(engine: StartedEngine, web: httpx.AsyncClient) -> None:
+        engine.hang_after = 1
+        engine.loaded.set()
+        await until_ready(web)
+        reply = asyncio.create_task(web.post("/v1/chat/completions", json=chat()))
+        while not engine.running:
+            await asyncio.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(0.05)
+        assert not reply.done()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert (await reply).status_code == 503
+
+    status, engine = served(monkeypatch, scenario)
+    assert status == 0
+    assert engine.aborted
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_the_engines_end_is_the_servers(monkeypatch, capsys, loaded) -> None:
+    async def scenario(engine: StartedEngine, web: httpx.AsyncClient) -> None:
+        if loaded:
+            engine.loaded.set()
+            await until_ready(web)
+            engine.ended.set_result(EngineDead("the engine process ended unexpectedly"))
+        else:
+            engine.failure = CheckpointError("config.json: no such file")
+            engine.loaded.set()
+
+    status, engine = served(monkeypatch, scenario)
+    assert status == 1
+    assert engine.was_shut_down
+    reason = "the engine process ended unexpectedly" if loaded else "config.json: no such file"
+    assert capsys.readouterr().err.endswith(f"octavo: {reason}\n")
+
+
+def test_a_signal_while_loading_ends_the_server(monkeypatch) -> None:
+    async def scenario(engine: StartedEngine, web: httpx.AsyncClient) -> None:
+        await web.get("/live")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    status, engine = served(monkeypatch, scenario)
+    assert status == 0
+    assert engine.was_shut_down
+
+
+def test_a_taken_port_is_found_before_anything_is_loaded(capsys) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "/no/such/model", "--port", str(port)]) == 1
+    assert (
+        capsys.readouterr().err == f"octavo: port {port} on 127.0.0.1 is already in use; choose another with --port\n"
+    )
