@@ -90,10 +90,10 @@ class Vocabulary:
         if not isinstance(tokens, StringArray) or not len(tokens):
             raise CheckpointError(f"{file.path}: has no tokenizer; name one with --tokenizer")
         self.tokens = tokens.tolist()
-        self.types = self.numbers("token_type") if "tokenizer.ggml.token_type" in file.metadata else None
         self.ids = {token: place for place, token in enumerate(self.tokens)}
         if len(self.ids) != len(self.tokens):
             raise CheckpointError(f"{file.path}: tokenizer.ggml.tokens holds a token twice")
+        self.types = self.numbers("token_type") if "tokenizer.ggml.token_type" in file.metadata else None
 
     def special_id(self, name: str) -> int | None:
         """The id under tokenizer.ggml.<name>_token_id."""
