@@ -43,6 +43,8 @@ class ChatTemplate:
             raise CheckpointError(
                 f"the chat template is not valid Jinja: line {error.lineno}: {error.message}"
             ) from None
+        except (RecursionError, SyntaxError):  # the latter from the Python that Jinja writes
+            raise CheckpointError("the chat template nests too deeply") from None
 
     @classmethod
     def for_model(cls, config: ModelConfig, tokenizer: Tokenizer) -> ChatTemplate:
