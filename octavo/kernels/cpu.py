@@ -22,8 +22,9 @@ try:
 except ImportError as error:
     _missing = str(error)
 
-#: Rows up to which reading the weights is the cost and the compiled product wins over torch's, which repacks them.
-MOST_ROWS = 16
+#: Rows up to which the compiled product beats torch's. Few rows: reading the weights is the cost, and torch repacks
+#: them at each call; many: torch has matrix units for bfloat16, and blocks float32 for the caches.
+MOST_ROWS = {torch.float32: 32, torch.bfloat16: 8, torch.float16: 32}
 _DTYPE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _SILU, _GELU_TANH = 0, 1
 
@@ -44,7 +45,7 @@ def available() -> bool:
 
 def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, full_precision: bool = False) -> Tensor:
     tokens = x_TK.size(0)
-    if tokens > MOST_ROWS:
+    if tokens > MOST_ROWS[x_TK.dtype]:
         y_TN = F.linear(x_TK, weight_NK, bias_N)
         return y_TN.float() if full_precision else y_TN
     outer, inner = weight_NK.shape

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from octavo.kernels import ops
 from octavo.layers.linear import Linear, weight
+from octavo.layers.part import Part
 
 
-class Embedding(nn.Module):
+class Embedding(Part):
     """One vector per token id, times `scale` rounded to the model's dtype."""
 
     def __init__(
@@ -25,7 +26,7 @@ class Embedding(nn.Module):
         return x_TE if self.scale == 1.0 else x_TE * self.scale
 
 
-class PositionedEmbedding(nn.Module):
+class PositionedEmbedding(Part):
     """A vector per token plus a learned one per position."""
 
     def __init__(self, tokens: Embedding, positions: Embedding) -> None:
@@ -43,7 +44,7 @@ class PositionedEmbedding(nn.Module):
         return x_TE
 
 
-class Head(nn.Module):
+class Head(Part):
     """Logits in float32, from a matrix of its own."""
 
     def __init__(self, matrix: Linear, softcap: float = 0.0) -> None:
@@ -55,7 +56,7 @@ class Head(nn.Module):
         return _capped(self.matrix(x_RE, True), self.softcap)
 
 
-class TiedHead(nn.Module):
+class TiedHead(Part):
     """Logits in float32, from the vectors of the embedding."""
 
     def __init__(self, embedding: Embedding | PositionedEmbedding, softcap: float = 0.0) -> None:

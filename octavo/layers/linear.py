@@ -11,10 +11,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from octavo.layers.part import Part
 from octavo.layers.quantization.scheme import Scheme
 
 
-class Linear(nn.Module):
+class Linear(Part):
     """x W^T + b. Its parameters are the scheme's tensors and, with `bias`, `bias` in the given dtype."""
 
     def __init__(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from octavo.kernels import ops
 from octavo.layers.linear import Linear
+from octavo.layers.part import Part
 
 #: By the name configs use (`hidden_act`): [gate | up] → activation(gate) · up.
 GATED_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -31,7 +32,7 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class GatedMLP(nn.Module):
+class GatedMLP(Part):
     """down(activation(gate(x)) · up(x)); gate and up are the parts of one matrix."""
 
     def __init__(self, gate_up: Linear, down: Linear, activation: str) -> None:
@@ -45,7 +46,7 @@ class GatedMLP(nn.Module):
         return y_TE
 
 
-class MLP(nn.Module):
+class MLP(Part):
     def __init__(self, up: Linear, down: Linear, activation: str) -> None:
         super().__init__()
         self.up = up

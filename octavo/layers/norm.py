@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from octavo.kernels import ops
 from octavo.layers.linear import weight
+from octavo.layers.part import Part
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(Part):
     """The weight is float32 whatever the model's dtype: families that multiply by 1 + w load it without loss."""
 
     def __init__(self, width: int, eps: float, device: torch.device | None = None) -> None:
@@ -28,7 +29,7 @@ class RMSNorm(nn.Module):
         return ops.add_rms_norm(x_TE, residual_TE, self.weight, self.eps)
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(Part):
     def __init__(self, width: int, eps: float, dtype: torch.dtype, device: torch.device | None = None) -> None:
         super().__init__()
         self.weight = weight((width,), dtype, device)
@@ -43,7 +44,7 @@ class LayerNorm(nn.Module):
         return F.layer_norm(residual_TE, self.weight.shape, self.weight, self.bias, self.eps)
 
 
-class PostNorm(nn.Module):
+class PostNorm(Part):
     """A part whose output is normed before it joins the residual stream."""
 
     def __init__(self, inner: nn.Module, norm: RMSNorm) -> None:

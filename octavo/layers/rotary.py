@@ -10,10 +10,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from octavo.kernels import ops
 from octavo.layers.linear import weight
+from octavo.layers.part import Part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +84,7 @@ _SCALINGS = {"default": _default, "linear": _linear, "llama3": _llama3, "yarn": 
 ROPE_TYPES = tuple(_SCALINGS)
 
 
-class HeadNorm(nn.Module):
+class HeadNorm(Part):
     """RMS norm of each query and key head, done together with the turn."""
 
     def __init__(self, head_size: int, eps: float, device: torch.device | None = None) -> None:
@@ -97,7 +98,7 @@ class HeadNorm(nn.Module):
         return {"weight": {"q": self.q, "k": self.k}[part or ""]}
 
 
-class Rotary(nn.Module):
+class Rotary(Part):
     """Turns q and k in place; layers share the table."""
 
     table: Tensor

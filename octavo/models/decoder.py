@@ -17,6 +17,7 @@ from octavo.layers.attention.backend import AttentionBackend, CacheSpec, LayerCa
 from octavo.layers.embedding import Embedding, Head, PositionedEmbedding, TiedHead
 from octavo.layers.linear import Linear
 from octavo.layers.norm import LayerNorm, RMSNorm
+from octavo.layers.part import Part
 from octavo.layers.quantization.scheme import Dense
 from octavo.models.weights.slots import Names
 
@@ -43,7 +44,7 @@ class Materials:
         return LayerNorm(width, eps, self.dtype, self.device)
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(Part):
     """Attention, then MLP. Takes the normed residual stream and returns what is still to be added to it."""
 
     def __init__(self, attention_norm: Norm, attention: nn.Module, mlp_norm: Norm, mlp: nn.Module) -> None:
@@ -61,7 +62,7 @@ class DecoderLayer(nn.Module):
         return y_TE
 
 
-class Decoder(nn.Module):
+class Decoder(Part):
     """`names` says where a checkpoint's tensors go; `max_position` is the context length the model was made for."""
 
     def __init__(

@@ -5,14 +5,15 @@ T tokens, E width, H query heads, G key/value heads, D head size.
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from octavo.layers.attention.backend import AttentionBackend, AttentionSpec, LayerCache
 from octavo.layers.linear import Linear
+from octavo.layers.part import Part
 from octavo.layers.rotary import Rotary
 
 
-class Attention(nn.Module):
+class Attention(Part):
     """`qkv` has parts q, k and v; without `rotary` positions are the embedding's business."""
 
     def __init__(
