@@ -15,13 +15,20 @@ def resolve(model: ModelConfig) -> Checkpoint:
     if model.model is None:
         return folder.open_path(embedded.fetch(embedded.DEFAULT), embedded.DEFAULT.name, model.load_format)
     path = Path(model.model).expanduser()
-    if path.exists():
+    if model.model and _exists(path):
         return folder.open_path(path, model.model, model.load_format)
     if (known := embedded.EMBEDDED.get(model.model.lower())) is not None:
         return folder.open_path(embedded.fetch(known), model.model, model.load_format)
     if (hub_id := hub.parse(model.model)) is None:
-        raise CheckpointError(f"{model.model}: no such file or folder, and not the form of a hub id (org/name)")
+        raise CheckpointError(f"{model.model!r}: no such file or folder, and not the form of a hub id (org/name)")
     return _from_hub(hub_id, model)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, or not a name a file can have
+        return False
 
 
 def _from_hub(hub_id: hub.HubId, model: ModelConfig) -> Checkpoint:

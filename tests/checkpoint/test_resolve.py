@@ -105,7 +105,8 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
     assert "neither a folder nor a .gguf file" in refusal(tmp_path / "notes.txt")
     assert "no such file or folder" in refusal(tmp_path / "absent")
-    assert "no such file or folder" in refusal("absent.gguf")
+    for typed in ("absent.gguf", "", "a\0b", "x" * 5000):
+        assert "no such file or folder" in refusal(typed)
 
 
 @pytest.mark.parametrize(
