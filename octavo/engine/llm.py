@@ -70,7 +70,8 @@ class LLM:
         chat_template_kwargs: dict[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation or several. Raises InvalidRequest if the model has no chat template."""
-        conversations = [messages] if messages and isinstance(messages[0], dict) else messages
+        several = messages and not isinstance(messages[0], dict)
+        conversations = cast(Sequence[Sequence[Message]], messages if several else [messages])
         template = ChatTemplate(chat_template, self.get_tokenizer()) if chat_template else self._template()
         prompts: list[PromptType] = [
             self.get_tokenizer().encode(

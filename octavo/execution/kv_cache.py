@@ -6,8 +6,10 @@ which block holds what is the scheduler's business.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from octavo.config import CacheConfig
@@ -27,7 +29,7 @@ class KVCache:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.caches = [
-            LayerCache(*(torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)))
+            LayerCache(_zeros(shape, dtype, device), _zeros(shape, dtype, device))
             for spec in specs
             for shape in [(num_blocks, spec.num_kv_heads, block_size, spec.head_size)]
         ]
@@ -38,6 +40,13 @@ class KVCache:
             for cache in self.caches:
                 cache.k[destination].copy_(cache.k[source])
                 cache.v[destination].copy_(cache.v[source])
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """On a CPU the pages come from the system as they are first written: an unused cache costs no memory."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
 
 
 def bytes_per_block(specs: Sequence[CacheSpec], block_size: int, dtype: torch.dtype) -> int:

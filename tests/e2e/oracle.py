@@ -18,9 +18,11 @@ class Oracle:
     """A transformers model of a GGUF file, dequantized to float32."""
 
     def __init__(self, gguf: Path) -> None:
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, GgufConfig
 
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        )
         self._model = model.eval()
 
     @torch.inference_mode()
