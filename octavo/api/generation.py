@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from octavo.api.engine import Engine
-from octavo.api.limits import TEXT_BYTES_PER_TOKEN
+from octavo.api.limits import TEXT_CHARACTERS_PER_TOKEN
 from octavo.errors import ContextTooLong
 from octavo.request import BeamSearchParams, FinishReason, Logprob, RequestOutput, SamplingParams
 
@@ -24,16 +24,19 @@ PromptLogprobs = list[dict[int, Logprob] | None]
 _THREAD_WORTHY = 8192  # characters; shorter texts are tokenized faster than a thread wakes
 
 
+def check_length(engine: Engine, characters: int, param: str) -> None:
+    """Refuse a text that cannot fit the context whatever its tokens are. Raises ContextTooLong."""
+    if characters > engine.max_model_len * TEXT_CHARACTERS_PER_TOKEN:
+        limit = f"This model's maximum context length is {engine.max_model_len} tokens"
+        raise ContextTooLong(f"{limit}; a text of {characters} characters is longer.", param=param)
+
+
 async def encode(engine: Engine, text: str, param: str, *, add_special_tokens: bool = True) -> list[int]:
     """Token ids of a text. Long texts are tokenized off the event loop, hopeless ones not at all.
 
-    Raises ContextTooLong for a text that cannot fit the context whatever its tokens are.
+    Raises ContextTooLong.
     """
-    if len(text) > engine.max_model_len * TEXT_BYTES_PER_TOKEN:
-        message = (
-            f"This model's context is {engine.max_model_len} tokens; the text of {len(text)} characters is longer."
-        )
-        raise ContextTooLong(message, param=param)
+    check_length(engine, len(text), param)
     if len(text) < _THREAD_WORTHY:
         return engine.tokenizer.encode(text, add_special_tokens)
     return await asyncio.to_thread(engine.tokenizer.encode, text, add_special_tokens)

@@ -43,7 +43,7 @@ CHAT_TOP_LOGPROBS = 20
 CACHE_SALT_LENGTH = 256
 TEMPLATE_KWARGS = 16
 TEMPLATE_KWARG_LENGTH = 1024
-TEXT_BYTES_PER_TOKEN = 256  # text longer than this × the context cannot fit it, whatever the tokenizer
+TEXT_CHARACTERS_PER_TOKEN = 256  # text longer than this × the context cannot fit it, whatever the tokenizer
 
 
 def check_product(prompts: int, n: int, param: str = "n") -> None:

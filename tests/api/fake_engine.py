@@ -84,6 +84,7 @@ class FakeEngine:
         self.calls: list[dict[str, Any]] = []
         self.running: set[str] = set()
         self.aborted: list[str] = []
+        self.steps = 0  # of the last request that made one
 
     async def generate(
         self, prompt, sampling_params, request_id, *, priority=0, cache_salt=None
@@ -126,6 +127,7 @@ class FakeEngine:
         while not all(script.done for script in scripts):
             if self.error is not None and step == self.fail_after:
                 raise self.error
+            self.steps = step
             if self.hang_after == step:
                 await asyncio.Event().wait()
             await asyncio.sleep(self.step_seconds)

@@ -118,6 +118,7 @@ BAD_VALUES = [
     (CHAT, {"chat_template_kwargs": {"x": LONG}}, "chat_template_kwargs", "string_above_max_length"),
     (CHAT, {"chat_template_kwargs": {"x": [1]}}, "chat_template_kwargs", "invalid_type"),
     (CHAT, {"chat_template_kwargs": {"fail": True}}, "messages", None),
+    (CHAT, user("x" * (128 * 256 + 1)), "messages", "context_length_exceeded"),
     (CHAT, {"add_generation_prompt": True, "continue_final_message": True}, "continue_final_message", "invalid_value"),
     (CHAT, {"top_logprobs": 2}, "top_logprobs", "invalid_value"),
     (CHAT, {"logprobs": True, "top_logprobs": 21}, "top_logprobs", "integer_above_max_value"),

@@ -302,8 +302,7 @@ def test_shutdown_ends_what_does_not_finish_with_an_error(at_once: bool) -> None
             data = json.dumps(chat(stream=True)).encode()
             head = HEAD.replace(b"/tokenize", CHAT.encode()) + b"content-length: %d\r\n\r\n" % len(data)
             answer = asyncio.create_task(talk(port, head + data))
-            await until(lambda: bool(engine.running))
-            await asyncio.sleep(0.05)
+            await until(lambda: engine.steps == 3)
             server.stop()
             if at_once:
                 server.stop_now()

@@ -9,7 +9,7 @@ from typing import Any
 from msgspec import UNSET
 
 from octavo.api.engine import Engine
-from octavo.api.generation import encode
+from octavo.api.generation import check_length, encode
 from octavo.api.limits import PROMPTS
 from octavo.api.openai.types import ChatMessage, ContentPart, Prompt, ToolCall
 from octavo.errors import InvalidRequest
@@ -62,8 +62,10 @@ async def encode_chat(
         if name in _RESERVED:
             param = f"chat_template_kwargs.{name}"
             raise InvalidRequest(f"Unsupported parameter: '{param}'.", param=param, code="unsupported_parameter")
+    rendered = [_template_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    check_length(engine, sum(len(message["content"]) for message in rendered), "messages")
     text = engine.chat_template.render(
-        [_template_message(message, f"messages[{index}]") for index, message in enumerate(messages)],
+        rendered,
         add_generation_prompt=not continue_final_message if add_generation_prompt is None else add_generation_prompt,
         continue_final_message=bool(continue_final_message),
         **(template_kwargs or {}),
