@@ -130,7 +130,7 @@ inline void weigh(Row row, int64_t width, int64_t first_key, int64_t from, int64
     if (softcap > 0.f) score[j] = softcap * LOG2E * tanh(score[j] * (1.f / softcap));
     if (!whole) {
       i32v key = lane + int32_t(first_key + j * W);
-      score[j] = (key < int32_t(from)) | (key > int32_t(to)) ? splat(NOTHING) : score[j];
+      score[j] = ((key < int32_t(from)) | (key > int32_t(to))) ? splat(NOTHING) : score[j];
     }
     top = max(top, score[j]);
   }

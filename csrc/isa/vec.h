@@ -89,9 +89,9 @@ static inline u16v low_halves(u32v x) {
 static inline f32v widen(u32v bits, bf16) { return bit_cast<f32v>(bits << 16); }
 static inline f32v widen(u32v bits, f16) {
 #if defined(__AVX512F__)
-  return (f32v)_mm512_cvtph_ps((__m256i) low_halves(bits));
+  return (f32v)_mm512_cvtph_ps((__m256i)low_halves(bits));
 #elif defined(__F16C__)
-  return (f32v)_mm256_cvtph_ps((__m128i) low_halves(bits));
+  return (f32v)_mm256_cvtph_ps((__m128i)low_halves(bits));
 #else
   u32v sign = (bits & 0x8000u) << 16, rest = (bits & 0x7fffu) << 13;
   f32v finite = bit_cast<f32v>(rest) * 0x1p112f;  // exact, subnormal numbers too
