@@ -37,6 +37,10 @@ class Materials:
     def embedding(self, count: int, width: int, scale: float = 1.0) -> Embedding:
         return Embedding(count, width, self.dtype, self.device, scale)
 
+    def head(self, embedding: Embedding | PositionedEmbedding, tied: bool, softcap: float = 0.0) -> Head | TiedHead:
+        count, width = embedding.weight.shape
+        return TiedHead(embedding, softcap) if tied else Head(self.linear(width, count), softcap)
+
     def rms_norm(self, width: int, eps: float) -> RMSNorm:
         return RMSNorm(width, eps, self.device)
 

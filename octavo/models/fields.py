@@ -13,11 +13,10 @@ from octavo.errors import CheckpointError
 from octavo.layers.rotary import ROPE_TYPES, Rope
 
 MAX_HEAD_SIZE = 1024
-_REQUIRED = object()
 
 
 class Fields:
-    """A configuration and the family it claims to be of."""
+    """A configuration and its family. Without default a field is required; null counts as missing."""
 
     def __init__(self, values: Mapping[str, Any], model_type: str) -> None:
         self.values = values
@@ -27,11 +26,11 @@ class Fields:
         value = self.values.get(name)
         if value is not None:
             return value
-        if default is _REQUIRED:
+        if default is None:
             raise CheckpointError(f"the model's configuration lacks {name!r}")
         return default
 
-    def whole(self, name: str, default: Any = _REQUIRED, *, high: int, low: int = 1) -> int:
+    def whole(self, name: str, default: int | None = None, *, high: int, low: int = 1) -> int:
         value = self._get(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise CheckpointError(
@@ -39,11 +38,10 @@ class Fields:
             )
         return value
 
-    def real(self, name: str, default: Any = _REQUIRED, *, low: float = 0.0, high: float = 1e12) -> float:
+    def real(self, name: str, default: float | None = None, *, low: float = 0.0, high: float = 1e12) -> float:
         """A number above `low`."""
         value = self._get(name, default)
-        fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not fits or not low < value <= high:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low < value <= high:
             raise CheckpointError(f"{name} in the configuration must be a number above {low:g}, not {value!r}")
         return float(value)
 
@@ -58,11 +56,11 @@ class Fields:
             raise CheckpointError(f"{name} in the configuration must be true or false, not {value!r}")
         return value
 
-    def choice(self, name: str, options: Collection[str], default: Any = _REQUIRED) -> str:
+    def choice(self, name: str, options: Collection[str], default: str | None = None) -> str:
         value = self._get(name, default)
-        if value not in options:
+        if not isinstance(value, str) or value not in options:
             raise CheckpointError(f"{name} {value!r} is not supported; these are: {', '.join(sorted(options))}")
-        return str(value)
+        return value
 
     def only(self, name: str, value: Any) -> None:
         """A field that may only have this value (or be missing)."""
@@ -86,12 +84,12 @@ class Fields:
         longest = self.whole("max_position_embeddings", 2**12, high=MAX_POSITIONS)
         factor = 1.0 if kind == "default" else scaling.real("factor")
         return Rope(
-            base=scaling.real("rope_theta", default_base),
+            base=scaling.real("rope_theta", default_base, low=1.0),
             type=kind,
             factor=factor,
             original_max_position=scaling.whole("original_max_position_embeddings", longest, high=MAX_POSITIONS),
-            low_freq_factor=scaling.real("low_freq_factor", 1.0),
-            high_freq_factor=scaling.real("high_freq_factor", 4.0),
+            low_freq_factor=(low := scaling.real("low_freq_factor", 1.0)),
+            high_freq_factor=scaling.real("high_freq_factor", 4.0, low=low),
             beta_fast=scaling.real("beta_fast", 32.0),
             beta_slow=scaling.real("beta_slow", 1.0),
             attention_factor=_attention_factor(scaling, factor) if kind == "yarn" else 1.0,

@@ -12,7 +12,6 @@ import torch
 from octavo.errors import CheckpointError
 from octavo.layers.attention.backend import AttentionSpec, CacheSpec
 from octavo.layers.attention.layer import Attention
-from octavo.layers.embedding import Head, TiedHead
 from octavo.layers.mlp import GATED_ACTIVATIONS, GatedMLP
 from octavo.layers.norm import PostNorm
 from octavo.layers.rotary import HeadNorm, Rope, Rotary
@@ -86,7 +85,7 @@ def build(fields: Fields, dtype: torch.dtype, device: torch.device) -> Decoder:
         embedding=embedding,
         layers=layers,
         norm=make.rms_norm(heads.width, eps),
-        head=TiedHead(embedding, cap) if tied else Head(make.linear(heads.width, embedding.weight.size(0)), cap),
+        head=make.head(embedding, tied, cap),
         cache_specs=[CacheSpec(heads.kv_count, heads.size)] * len(layers),
         names=Names(
             targets=TARGETS | ({} if gemma2 else HEAD_NORM) | ({} if tied else UNTIED),

@@ -7,7 +7,7 @@ import torch
 from octavo.errors import CheckpointError
 from octavo.layers.attention.backend import AttentionSpec, CacheSpec
 from octavo.layers.attention.layer import Attention
-from octavo.layers.embedding import Head, PositionedEmbedding, TiedHead
+from octavo.layers.embedding import PositionedEmbedding
 from octavo.layers.mlp import ACTIVATIONS, MLP
 from octavo.models.decoder import Decoder, DecoderLayer, Materials
 from octavo.models.fields import MAX_HEAD_SIZE, MAX_POSITIONS, Fields
@@ -64,7 +64,7 @@ def build(fields: Fields, dtype: torch.dtype, device: torch.device) -> Decoder:
         embedding=embedding,
         layers=[layer(number) for number in range(count)],
         norm=make.layer_norm(width, eps),
-        head=TiedHead(embedding) if tied else Head(make.linear(width, embedding.weight.size(0))),
+        head=make.head(embedding, tied),
         cache_specs=[CacheSpec(heads, width // heads)] * count,
         names=Names(
             targets=TARGETS if tied else TARGETS | UNTIED,

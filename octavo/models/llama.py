@@ -12,7 +12,6 @@ import torch
 from octavo.errors import CheckpointError
 from octavo.layers.attention.backend import AttentionSpec, CacheSpec
 from octavo.layers.attention.layer import Attention
-from octavo.layers.embedding import Head, TiedHead
 from octavo.layers.mlp import GATED_ACTIVATIONS, GatedMLP
 from octavo.layers.rotary import HeadNorm, Rotary
 from octavo.models.decoder import Decoder, DecoderLayer, Materials
@@ -56,7 +55,7 @@ class Heads:
     ) -> Heads:
         """From the config; the arguments are the family's defaults."""
         width = fields.whole("hidden_size", high=2**17)
-        heads = fields.whole("num_attention_heads", *(() if count is None else (count,)), high=2**12)
+        heads = fields.whole("num_attention_heads", count, high=2**12)
         kv_heads = fields.whole("num_key_value_heads", heads if kv_count is None else kv_count, high=2**12)
         if heads % kv_heads:
             raise CheckpointError(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
@@ -110,7 +109,7 @@ def build(fields: Fields, dtype: torch.dtype, device: torch.device) -> Decoder:
         embedding=embedding,
         layers=layers,
         norm=make.rms_norm(heads.width, eps),
-        head=TiedHead(embedding) if tied else Head(make.linear(heads.width, embedding.weight.size(0))),
+        head=make.head(embedding, tied),
         cache_specs=[CacheSpec(heads.kv_count, heads.size)] * len(layers),
         names=Names(
             targets=TARGETS | (HEAD_NORM if fields.model_type == "qwen3" else {}) | ({} if tied else UNTIED),
@@ -138,6 +137,6 @@ def layer_types(fields: Fields, default: list[str]) -> list[str]:
     """sliding_attention or full_attention for each layer."""
     types = fields.values.get("layer_types") or default
     known = {"sliding_attention", "full_attention"}
-    if not isinstance(types, list) or len(types) != len(default) or not known.issuperset(types):
+    if not isinstance(types, list) or len(types) != len(default) or not known.issuperset(map(str, types)):
         raise CheckpointError(f"layer_types must name {' or '.join(sorted(known))} for each of {len(default)} layers")
     return types

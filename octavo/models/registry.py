@@ -47,15 +47,14 @@ def _checked(config: dict[str, Any]) -> Fields:
     if config.get("auto_map"):
         raise CheckpointError("the checkpoint brings its own model code (auto_map), which octavo never runs")
     if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "unknown")
+        quantization = config["quantization_config"]
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise CheckpointError(
             f"weights quantized with {method!r} are not supported; use the unquantized checkpoint or GGUF"
         )
-    architectures = config.get("architectures") or []
-    if architectures and not any(str(name).endswith(_GENERATIVE) for name in architectures):
-        raise CheckpointError(
-            f"{architectures[0]} does not generate text; octavo serves {', '.join(_GENERATIVE)} models"
-        )
+    names = config.get("architectures")
+    if isinstance(names, list) and names and not any(str(name).endswith(_GENERATIVE) for name in names):
+        raise CheckpointError(f"{names[0]} does not generate text; octavo serves {', '.join(_GENERATIVE)} models")
     return Fields(config, model_type)
 
 
