@@ -10,6 +10,7 @@ from starlette.responses import Response
 from octavo import __version__
 from octavo.api.desk import Call
 from octavo.api.wire import json_response
+from octavo.metrics import CONTENT_TYPE
 
 
 async def live(_: Call) -> Response:
@@ -26,4 +27,4 @@ async def version(_: Call) -> Response:
 
 
 async def metrics(call: Call) -> Response:
-    return Response(call.desk.known.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(call.desk.known.metrics.render(), media_type=CONTENT_TYPE)
