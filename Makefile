@@ -21,7 +21,7 @@ PYTHON_CODE := octavo tests benchmarks
 
 .PHONY: help
 help: ## this list
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(VENV)/.installed ## make .venv and build octavo into it; quick when nothing changed
@@ -56,6 +56,10 @@ format: setup ## rewrite Python and C++ in the one style
 .PHONY: bench
 bench: setup ## compare with transformers, side by side on this machine
 	@$(BIN)/python benchmarks/versus_transformers.py $(ARGS)
+
+.PHONY: bench-peers
+bench-peers: setup ## compare with llama.cpp and vLLM, side by side; ARGS="--help" tells more
+	@$(BIN)/python benchmarks/versus_peers.py $(ARGS)
 
 .PHONY: size
 size: ## lines by folder

@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,11 +29,11 @@ class Contestant(Protocol):
 
 
 class Octavo:
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, dtype: str) -> None:
         import octavo
 
         self.version = octavo.__version__
-        self.llm = octavo.LLM(model=str(model), dtype="bfloat16")
+        self.llm = octavo.LLM(model=str(model), dtype=dtype)
 
     def encode(self, text: str) -> list[int]:
         token_ids: list[int] = self.llm.get_tokenizer().encode(text, add_special_tokens=False)
@@ -47,7 +48,7 @@ class Octavo:
 
 
 class Transformers:
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, dtype: str) -> None:
         import torch
         import transformers
 
@@ -58,9 +59,9 @@ class Transformers:
             where = {"pretrained_model_name_or_path": str(model.parent), "gguf_file": model.name}
             weights = {"quantization_config": transformers.GgufConfig(dequantize=True)}
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(**where, **weights, dtype=torch.bfloat16)
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(**where, **weights, dtype=dtype)
         kinds = {parameter.dtype for parameter in self.model.parameters()}
-        assert kinds == {torch.bfloat16}, f"the weights are {kinds}, not dense bfloat16"
+        assert kinds == {getattr(torch, dtype)}, f"the weights are {kinds}, not dense {dtype}"
 
     def encode(self, text: str) -> list[int]:
         token_ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
@@ -85,7 +86,30 @@ class Transformers:
         return continuations
 
 
-CONTESTANTS: dict[str, type[Octavo] | type[Transformers]] = {"octavo": Octavo, "transformers": Transformers}
+class Vllm:
+    def __init__(self, model: Path, dtype: str) -> None:
+        import vllm  # type: ignore[import-not-found, unused-ignore]
+
+        self.version = vllm.__version__
+        self.llm = vllm.LLM(model=str(model), dtype=dtype)
+
+    def encode(self, text: str) -> list[int]:
+        token_ids: list[int] = self.llm.get_tokenizer().encode(text, add_special_tokens=False)
+        return token_ids
+
+    def generate(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
+        from vllm import SamplingParams  # type: ignore[import-not-found, unused-ignore]
+
+        params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
+        asked = [{"prompt_token_ids": prompt} for prompt in prompts]
+        return [list(output.outputs[0].token_ids) for output in self.llm.generate(asked, params, use_tqdm=False)]
+
+
+CONTESTANTS: dict[str, Callable[[Path, str], Contestant]] = {
+    "octavo": Octavo,
+    "transformers": Transformers,
+    "vllm": Vllm,
+}
 
 
 def answer(contestant: Contestant, job: dict[str, Any]) -> dict[str, Any]:
@@ -102,11 +126,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("contestant", choices=CONTESTANTS)
     parser.add_argument("model", type=Path, help="folder or .gguf file")
+    parser.add_argument("--dtype", default="bfloat16")
     arguments = parser.parse_args()
 
     replies = os.fdopen(os.dup(1), "w", buffering=1)  # libraries may print: keep the replies' pipe to ourselves
     os.dup2(2, 1)
-    contestant = CONTESTANTS[arguments.contestant](arguments.model)
+    contestant = CONTESTANTS[arguments.contestant](arguments.model, arguments.dtype)
     print(json.dumps({"version": contestant.version}), file=replies)
     for line in sys.stdin:
         print(json.dumps(answer(contestant, json.loads(line))), file=replies)

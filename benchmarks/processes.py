@@ -6,11 +6,14 @@ import http.client
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +22,53 @@ PATIENCE_S = 300.0
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def resident_mib(pid: int) -> float | None:
-    """Resident memory of a process and all its descendants; None where there is no /proc."""
-    if not Path("/proc/self/statm").exists():
-        return None
+def family(pid: int) -> list[int]:
+    """A process and all its descendants."""
     children: dict[int, list[int]] = {}
-    pages: dict[int, int] = {}
     for folder in Path("/proc").glob("[0-9]*"):
-        try:
+        with suppress(FileNotFoundError, ProcessLookupError):  # it ended while we looked
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            pages[int(folder.name)] = int((folder / "statm").read_text().split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended while we looked
-        children.setdefault(parent, []).append(int(folder.name))
-    family = [pid]
-    for member in family:
-        family += children.get(member, [])
-    return sum(pages.get(member, 0) for member in family) * os.sysconf("SC_PAGE_SIZE") / MIB
+            children.setdefault(parent, []).append(int(folder.name))
+    members = [pid]
+    for member in members:
+        members += children.get(member, [])
+    return members
+
+
+def memory_mib(pid: int, kind: str) -> float | None:
+    """Memory of a process and all its descendants; None where /proc does not tell.
+
+    `kind` is Rss, where a page counts in each process that maps it, or Pss, where processes share its weight.
+    """
+    if not Path("/proc/self/smaps_rollup").exists():
+        return None
+    kib = 0
+    for member in family(pid):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            lines = Path(f"/proc/{member}/smaps_rollup").read_text().splitlines()
+            kib += sum(int(line.split()[1]) for line in lines if line.startswith(f"{kind}:"))
+    return kib * 1024 / MIB
 
 
 class Process:
-    """A child process with its standard error kept for the case that it fails."""
+    """A child process with its standard error kept for the case that it fails.
 
-    def __init__(self, command: list[str]) -> None:
+    One that `talks` has pipes to and from us; else its output is kept with the errors.
+    """
+
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str] | None = None, *, talks: bool = True
+    ) -> None:
         self.command = command
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in stop()
         self.started = time.perf_counter()
         self.child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, env={**os.environ, **QUIET}
+            command,
+            stdin=subprocess.PIPE if talks else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if talks else self.errors,
+            stderr=self.errors,
+            env={**os.environ, **QUIET, **(environment or {})},
+            start_new_session=True,
         )
 
     def fail(self, why: str) -> RuntimeError:
@@ -57,8 +79,8 @@ class Process:
         """Seconds since the process was started."""
         return time.perf_counter() - self.started
 
-    def memory_mib(self) -> float | None:
-        return resident_mib(self.child.pid)
+    def memory_mib(self, kind: str = "Rss") -> float | None:
+        return memory_mib(self.child.pid, kind)
 
     def stop(self) -> None:
         self.child.terminate()
@@ -67,16 +89,26 @@ class Process:
         except subprocess.TimeoutExpired:
             self.child.kill()
             self.child.wait()
+        with suppress(ProcessLookupError):  # its own children, had it forgotten them
+            os.killpg(self.child.pid, signal.SIGKILL)
         for stream in (self.child.stdin, self.child.stdout, self.errors):
-            assert stream is not None
-            stream.close()
+            if stream is not None:
+                stream.close()
 
 
 class Contestant(Process):
     """`contestant.py` in a process: one JSON line out, one JSON line in."""
 
-    def __init__(self, name: str, model: Path) -> None:
-        super().__init__([sys.executable, str(Path(__file__).with_name("contestant.py")), name, str(model)])
+    def __init__(
+        self,
+        name: str,
+        model: Path,
+        dtype: str = "bfloat16",
+        python: Path = Path(sys.executable),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        script = Path(__file__).with_name("contestant.py")
+        super().__init__([str(python), str(script), name, str(model), "--dtype", dtype], environment)
         self.name = name
 
     def read(self) -> dict[str, Any]:
@@ -96,33 +128,37 @@ class Contestant(Process):
         return self.read()
 
 
-class Server(Process):
-    """`octavo serve` on a free port."""
+def octavo_serve(model: Path, *flags: str) -> list[str]:
+    return [sys.executable, "-m", "octavo.cli", "serve", str(model), "--port", "{port}", "--log-level", "error", *flags]
 
-    def __init__(self, model: Path) -> None:
+
+class Server(Process):
+    """An HTTP server on a free port, which stands for {port} in its command."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
-        octavo = str(Path(sys.executable).with_name("octavo"))
-        super().__init__(
-            [octavo, "serve", str(model), "--dtype", "bfloat16", "--port", str(self.port), "--log-level", "error"]
-        )
+        super().__init__([part.replace("{port}", str(self.port)) for part in command], environment, talks=False)
 
     def wait_ready(self) -> None:
         while self.age() < PATIENCE_S:
             if self.child.poll() is not None:
                 raise self.fail("ended")
             try:
-                if self.request("GET", "/ready").status == http.client.OK:
+                if self.request("GET", "/health").status == http.client.OK:
                     return
-            except ConnectionRefusedError:
+            except ConnectionError:
                 pass
             time.sleep(0.01)
         raise self.fail(f"not ready within {PATIENCE_S:.0f} s")
 
+    def model(self) -> str:
+        name: str = json.loads(self.request("GET", "/v1/models").read())["data"][0]["id"]
+        return name
+
     def first_token(self, prompt: list[int]) -> None:
-        model = json.loads(self.request("GET", "/v1/models").read())["data"][0]["id"]
-        body = {"model": model, "prompt": prompt, "max_tokens": 8, "temperature": 0, "stream": True}
+        body = {"model": self.model(), "prompt": prompt, "max_tokens": 8, "temperature": 0, "stream": True}
         response = self.request("POST", "/v1/completions", body)
         line = response.readline()
         if not line.startswith(b"data: {"):

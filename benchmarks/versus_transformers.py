@@ -22,7 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
-from processes import Contestant, Server
+from processes import Contestant, Server, octavo_serve
 
 from octavo.checkpoint import resolve
 from octavo.config import ModelConfig
@@ -111,7 +111,7 @@ def measure_start(model: Path, prompt: list[int], rounds: int, say: Callable[[st
     memory = Line("memory after the first token, MiB", less_is_better=True)
 
     def octavo() -> Server:
-        server = Server(model)
+        server = Server(octavo_serve(model, "--dtype", "bfloat16"))
         server.wait_ready()
         ready.octavo.append(server.age())
         server.first_token(prompt)
