@@ -44,14 +44,14 @@ def available() -> bool:
 
 
 def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, full_precision: bool = False) -> Tensor:
-    tokens = x_TK.size(0)
+    tokens, inner = x_TK.shape
     if tokens > MOST_ROWS[x_TK.dtype]:
         y_TN = F.linear(x_TK, weight_NK, bias_N)
         return y_TN.float() if full_precision else y_TN
-    outer, inner = weight_NK.shape
+    outer = weight_NK.size(0)
     assert weight_NK.is_contiguous()
     assert x_TK.stride(1) == 1
-    y_TN = torch.empty((tokens, outer), dtype=torch.float32 if full_precision else x_TK.dtype)
+    y_TN = torch.empty((tokens, outer), dtype=torch.float32) if full_precision else x_TK.new_empty(tokens, outer)
     dtype = _DTYPE[x_TK.dtype]
     _native.linear(
         dtype,
@@ -99,7 +99,7 @@ def add_rms_norm(x_TE: Tensor, residual_TE: Tensor, weight_E: Tensor, eps: float
 def _act_mul(gate_up_TE: Tensor, activation: int) -> Tensor:
     assert gate_up_TE.is_contiguous()
     tokens, width = gate_up_TE.shape
-    out_TE = torch.empty((tokens, width // 2), dtype=gate_up_TE.dtype)
+    out_TE = gate_up_TE.new_empty(tokens, width // 2)
     _native.act_mul(_DTYPE[gate_up_TE.dtype], activation, gate_up_TE.data_ptr(), out_TE.data_ptr(), tokens, width // 2)
     return out_TE
 
@@ -185,7 +185,7 @@ def paged_attention(
     assert block_tables.dtype is torch.int32
     assert seq_lens_R.dtype is torch.int32
     assert query_start.dtype is torch.int32
-    out_THD = torch.empty((tokens, heads, head_size), dtype=q_THD.dtype)
+    out_THD = q_THD.new_empty(tokens, heads, head_size)
     _native.paged_attention(
         _DTYPE[q_THD.dtype],
         q_THD.data_ptr(),
