@@ -22,7 +22,7 @@ _MAX_JSON_BYTES = 64 << 20
 class Checkpoint:
     """A model that can be opened: everything named here exists on this machine."""
 
-    name: str  # what the user typed: the default served name
+    name: str  # the default served name: a hub id, or a local file's or folder's own name
     path: Path  # a folder, or a .gguf file
     format: Format
     config: dict[str, Any]  # in the shape of a Hugging Face config.json, always with "model_type"

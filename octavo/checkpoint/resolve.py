@@ -16,12 +16,18 @@ def resolve(model: ModelConfig) -> Checkpoint:
         return folder.open_path(embedded.fetch(embedded.DEFAULT), embedded.DEFAULT.name, model.load_format)
     path = Path(model.model).expanduser()
     if model.model and _exists(path):
-        return folder.open_path(path, model.model, model.load_format)
+        return folder.open_path(path, _name_of(path), model.load_format)
     if (known := embedded.EMBEDDED.get(model.model.lower())) is not None:
         return folder.open_path(embedded.fetch(known), model.model, model.load_format)
     if (hub_id := hub.parse(model.model)) is None:
         raise CheckpointError(f"{model.model!r}: no such file or folder, and not the form of a hub id (org/name)")
     return _from_hub(hub_id, model)
+
+
+def _name_of(path: Path) -> str:
+    """What clients call a local model: its own name, never the server's folders."""
+    whole = path.resolve()
+    return whole.stem if whole.suffix in (".gguf", ".json") else whole.name
 
 
 def _exists(path: Path) -> bool:
