@@ -55,21 +55,21 @@ ROWS = [
 class Figures:
     """Every figure: row, contestant, round."""
 
-    all: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    all: dict[str, dict[str, dict[int, float]]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
-    def add(self, row: str, name: str, figure: float) -> None:
-        self.all.setdefault(row, {}).setdefault(name, []).append(figure)
+    def add(self, row: str, name: str, number: int, figure: float) -> None:
+        self.all.setdefault(row, {}).setdefault(name, {})[number] = figure
 
     def median(self, row: Row, name: str) -> float | None:
         figures = self.all.get(row.key, {}).get(name)
-        return median(figures) if figures else None
+        return median(figures.values()) if figures else None
 
     def ratios(self, row: Row, peer: str) -> list[float]:
-        """How many times better octavo was, a round each."""
-        figures = self.all.get(row.key, {})
-        pairs = zip(figures.get(OCTAVO, []), figures.get(peer, []), strict=False)
-        return [theirs / ours if row.less_is_better else ours / theirs for ours, theirs in pairs]
+        """How many times better octavo was, in each round that both came through."""
+        ours, theirs = (self.all.get(row.key, {}).get(name, {}) for name in (OCTAVO, peer))
+        pairs = [(ours[number], theirs[number]) for number in sorted(ours.keys() & theirs.keys())]
+        return [them / us if row.less_is_better else us / them for us, them in pairs]
 
     def reached(self, row: Row, target: Target) -> tuple[float, bool] | None:
         """The value that the target speaks of and whether it holds; None where something was not measured."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 MIB = 2**20
-PATIENCE_S = 300.0
+PATIENCE_S = 900.0
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1"}
 
 

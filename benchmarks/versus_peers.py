@@ -130,8 +130,8 @@ def measure(peers: list[Peer], prompts: Prompts, parts: set[str], work: Work, ro
         warning = f", but {busy:.0%} of the cores are busy with something else" if busy > QUIET_SHARE else ""
         print(f"round {number} of {rounds}: {peer.name}{warning}", flush=True)
 
-        def record(row: str, figure: float, name: str = peer.name) -> None:
-            figures.add(row, name, figure)
+        def record(row: str, figure: float, name: str = peer.name, number: int = number) -> None:
+            figures.add(row, name, number, figure)
             print(f"  {row:<14} {figure:>10,.2f}", flush=True)
 
         try:
