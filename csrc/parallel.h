@@ -1,55 +1,41 @@
-// The only place that knows how threads are made: OpenMP where it was found, one thread elsewhere.
+// The only place that knows threads: a pool that lives as long as the process.
 //
-// torch ships OpenMP under the same library name and is imported first, so both share one pool of threads and one
-// setting of their number.
+// Workers wait by spinning for a moment, because the next operation of a step follows at once, and then sleep, because
+// the next step may not. Work is handed out in pieces as threads become free, so a core that a neighbour slows down
+// holds nobody up; results must therefore not depend on who computes what.
 #pragma once
 
 #include <cstdint>
-
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include <type_traits>
 
 namespace octavo {
 
-inline int thread_count() {
-#ifdef _OPENMP
-  return omp_in_parallel() ? 1 : omp_get_max_threads();
-#else
-  return 1;
-#endif
-}
+int thread_count();
+// Threads that compute, the caller included. Not to be called while work runs.
+void set_thread_count(int threads);
 
-// fn(begin, end) over [0, count) in one contiguous piece per thread; serial when there is less than `grain` for each of
-// two threads. Either all threads take part or one: teams of changing size make OpenMP start and end threads.
-template <class Fn>
-void parallel_for(int64_t count, int64_t grain, const Fn& fn) {
-#ifdef _OPENMP
-  if (thread_count() > 1 && count > 1 && count >= 2 * grain) {
-#pragma omp parallel
-    {
-      int64_t threads = omp_get_num_threads(), me = omp_get_thread_num();
-      int64_t begin = count * me / threads, end = count * (me + 1) / threads;
-      if (begin < end) fn(begin, end);
-    }
-    return;
-  }
-#endif
-  (void)grain;
-  if (count > 0) fn(0, count);
-}
+// Calls work(context, i) for every i in [0, pieces), each once, from any thread; returns when all are done. Work
+// started inside work, or while another thread uses the pool, runs on the calling thread alone.
+void run_pieces(int64_t pieces, void (*work)(const void* context, int64_t piece), const void* context);
 
 // fn(i) for i in [0, count), handed out one at a time: for items of unequal cost.
 template <class Fn>
 void parallel_each(int64_t count, const Fn& fn) {
-#ifdef _OPENMP
-  if (thread_count() > 1 && count > 1) {
-#pragma omp parallel for schedule(dynamic, 1)
-    for (int64_t i = 0; i < count; ++i) fn(i);
+  run_pieces(count, [](const void* f, int64_t i) { (*static_cast<const Fn*>(f))(i); }, &fn);
+}
+
+// fn(begin, end) over [0, count) in contiguous pieces of at least `grain`; a few for each thread.
+template <class Fn>
+void parallel_for(int64_t count, int64_t grain, const Fn& fn) {
+  constexpr int64_t PIECES = 4;  // for each thread: small enough to even out, large enough to stream
+  int64_t pieces = thread_count() == 1 ? 1 : thread_count() * PIECES;
+  if (grain > 1 && pieces > count / grain) pieces = count / grain;
+  if (pieces > count) pieces = count;
+  if (pieces <= 1) {
+    if (count > 0) fn(int64_t{0}, count);
     return;
   }
-#endif
-  for (int64_t i = 0; i < count; ++i) fn(i);
+  parallel_each(pieces, [&](int64_t i) { fn(count * i / pieces, count * (i + 1) / pieces); });
 }
 
 }  // namespace octavo

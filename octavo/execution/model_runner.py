@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from octavo.execution.batch import Batch, BlockTables
-from octavo.execution.graphs import Eager
+from octavo.execution.graphs import make_graph
 from octavo.execution.kv_cache import KVCache
 from octavo.execution.sampler import Sampler, logprobs
 from octavo.layers.attention.paged import PagedAttention
@@ -24,12 +24,15 @@ _PROMPT_LOGPROB_CHUNK = 128  # positions whose logits are held at once: a vocabu
 class ModelRunner:
     """Holds what lives between steps: block tables, sampling histories, the KV cache."""
 
-    def __init__(self, model: Decoder, cache: KVCache, max_model_len: int, device: torch.device) -> None:
+    @torch.inference_mode()
+    def __init__(
+        self, model: Decoder, cache: KVCache, max_model_len: int, max_tokens: int, device: torch.device
+    ) -> None:
         self._model = model
         self._cache = cache
         self._tables = BlockTables(-(-max_model_len // cache.block_size), device, cache.block_size)
         self._sampler = Sampler()
-        self._graph = Eager(model, PagedAttention(), cache.caches)
+        self._graph = make_graph(model, PagedAttention(), cache.caches, max_tokens)
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:

@@ -13,6 +13,7 @@ from octavo.config import EngineConfig
 from octavo.errors import ConfigError
 from octavo.execution.kv_cache import GIB, KVCache, bytes_per_block, fit_context, plan_blocks
 from octavo.execution.model_runner import ModelRunner
+from octavo.kernels import cpu
 from octavo.models.decoder import Decoder
 from octavo.models.registry import build
 from octavo.models.weights.loader import dummy_weights, load_weights
@@ -28,7 +29,7 @@ class Worker:
     def __init__(self, config: EngineConfig, checkpoint: Checkpoint) -> None:
         device = choose_device(config.execution.device)
         if device.type == "cpu":
-            torch.set_num_threads(config.execution.num_threads or available_cores())
+            cpu.use_threads(config.execution.num_threads or available_cores())
         dtype = choose_dtype(config.model.dtype, checkpoint, device)
         started = time.monotonic()
         model = _load(config, checkpoint, dtype, device)
@@ -43,7 +44,7 @@ class Worker:
             num_blocks=blocks, block_size=block_size, max_model_len=max_model_len, vocab_size=model.vocab_size
         )
         cache = KVCache(model.cache_specs, blocks, block_size, dtype, device)
-        self._runner = ModelRunner(model, cache, max_model_len, device)
+        self._runner = ModelRunner(model, cache, max_model_len, config.scheduler.max_num_batched_tokens, device)
         logger.info(
             "%s in %s on %s after %.1f s; KV cache: %d blocks of %d tokens, %.2f GiB; context %d",
             checkpoint.name, str(dtype).removeprefix("torch."), device, time.monotonic() - started,

@@ -1,3 +1,21 @@
+class Program:
+    """Operations recorded under the names of the functions below, with the same arguments."""
+
+    def __init__(self) -> None: ...
+    def __len__(self) -> int: ...
+    def run(
+        self,
+        tokens: int,
+        rows: int,
+        positions: int,
+        slots: int,
+        query_start: int,
+        seq_lens: int,
+        block_tables: int,
+        table_stride: int,
+        /,
+    ) -> None: ...
+
 def paged_attention(
     dtype: int,
     q: int,
@@ -71,3 +89,4 @@ def linear(
 def available_isas() -> list[str]: ...
 def use_isa(name: str, /) -> bool: ...
 def thread_count() -> int: ...
+def set_thread_count(threads: int, /) -> None: ...

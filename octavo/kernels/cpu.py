@@ -7,9 +7,11 @@ asserts, no conversions.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
-import torch  # before _native, which then shares torch's OpenMP threads instead of starting its own
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -43,73 +45,185 @@ def available() -> bool:
     return _missing is None
 
 
-def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, full_precision: bool = False) -> Tensor:
-    tokens, inner = x_TK.shape
-    if tokens > MOST_ROWS[x_TK.dtype]:
-        y_TN = F.linear(x_TK, weight_NK, bias_N)
-        return y_TN.float() if full_precision else y_TN
-    outer = weight_NK.size(0)
-    assert weight_NK.is_contiguous()
-    assert x_TK.stride(1) == 1
-    y_TN = torch.empty((tokens, outer), dtype=torch.float32) if full_precision else x_TK.new_empty(tokens, outer)
-    dtype = _DTYPE[x_TK.dtype]
-    _native.linear(
-        dtype,
-        0 if full_precision else dtype,
-        x_TK.data_ptr(),
-        x_TK.stride(0),
-        weight_NK.data_ptr(),
-        0 if bias_N is None else bias_N.data_ptr(),
-        y_TN.data_ptr(),
-        tokens,
-        inner,
-        outer,
-    )
-    return y_TN
+def use_threads(count: int) -> None:
+    """How many threads compute, the caller's included; torch's own operations too."""
+    torch.set_num_threads(count)
+    if _missing is None:
+        _native.set_thread_count(count)
 
 
-def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
-    assert x_TE.is_contiguous()
-    assert weight_E.dtype is torch.float32
-    out_TE = torch.empty_like(x_TE)
-    tokens, width = x_TE.shape
-    _native.rms_norm(_DTYPE[x_TE.dtype], x_TE.data_ptr(), 0, weight_E.data_ptr(), out_TE.data_ptr(), eps, tokens, width)
-    return out_TE
+def new_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype)
 
 
-def add_rms_norm(x_TE: Tensor, residual_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
-    assert x_TE.is_contiguous()
-    assert residual_TE.is_contiguous()
-    assert weight_E.dtype is torch.float32
-    out_TE = torch.empty_like(x_TE)
-    tokens, width = x_TE.shape
-    _native.rms_norm(
-        _DTYPE[x_TE.dtype],
-        x_TE.data_ptr(),
-        residual_TE.data_ptr(),
-        weight_E.data_ptr(),
-        out_TE.data_ptr(),
-        eps,
-        tokens,
-        width,
-    )
-    return out_TE
+class Compiled:
+    """Calls `native`, the module itself or a `Program` that records, with outputs made by `empty(shape, dtype)`."""
 
+    def __init__(self, native: Any, empty: Callable[[tuple[int, ...], torch.dtype], Tensor]) -> None:
+        self._native = native
+        self._empty = empty
 
-def _act_mul(gate_up_TE: Tensor, activation: int) -> Tensor:
-    assert gate_up_TE.is_contiguous()
-    tokens, width = gate_up_TE.shape
-    out_TE = gate_up_TE.new_empty(tokens, width // 2)
-    _native.act_mul(_DTYPE[gate_up_TE.dtype], activation, gate_up_TE.data_ptr(), out_TE.data_ptr(), tokens, width // 2)
-    return out_TE
+    def _most_rows(self, dtype: torch.dtype) -> int:
+        return MOST_ROWS[dtype]
 
+    def linear(
+        self, x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, full_precision: bool = False
+    ) -> Tensor:
+        tokens, inner = x_TK.shape
+        if tokens > self._most_rows(x_TK.dtype):
+            y_TN = F.linear(x_TK, weight_NK, bias_N)
+            return y_TN.float() if full_precision else y_TN
+        outer = weight_NK.size(0)
+        assert weight_NK.is_contiguous()
+        assert x_TK.stride(1) == 1
+        y_TN = (
+            self._empty((tokens, outer), torch.float32) if full_precision else self._empty((tokens, outer), x_TK.dtype)
+        )
+        dtype = _DTYPE[x_TK.dtype]
+        self._native.linear(
+            dtype,
+            0 if full_precision else dtype,
+            x_TK.data_ptr(),
+            x_TK.stride(0),
+            weight_NK.data_ptr(),
+            0 if bias_N is None else bias_N.data_ptr(),
+            y_TN.data_ptr(),
+            tokens,
+            inner,
+            outer,
+        )
+        return y_TN
 
-def silu_mul(gate_up_TE: Tensor) -> Tensor:
-    return _act_mul(gate_up_TE, _SILU)
+    def rms_norm(self, x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
+        assert x_TE.is_contiguous()
+        assert weight_E.dtype is torch.float32
+        tokens, width = x_TE.shape
+        out_TE = self._empty((tokens, width), x_TE.dtype)
+        self._native.rms_norm(
+            _DTYPE[x_TE.dtype], x_TE.data_ptr(), 0, weight_E.data_ptr(), out_TE.data_ptr(), eps, tokens, width
+        )
+        return out_TE
 
+    def add_rms_norm(self, x_TE: Tensor, residual_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
+        assert x_TE.is_contiguous()
+        assert residual_TE.is_contiguous()
+        assert weight_E.dtype is torch.float32
+        tokens, width = x_TE.shape
+        out_TE = self._empty((tokens, width), x_TE.dtype)
+        self._native.rms_norm(
+            _DTYPE[x_TE.dtype],
+            x_TE.data_ptr(),
+            residual_TE.data_ptr(),
+            weight_E.data_ptr(),
+            out_TE.data_ptr(),
+            eps,
+            tokens,
+            width,
+        )
+        return out_TE
 
-def gelu_tanh_mul(gate_up_TE: Tensor) -> Tensor:
-    return _act_mul(gate_up_TE, _GELU_TANH)
+    def _act_mul(self, gate_up_TE: Tensor, activation: int) -> Tensor:
+        assert gate_up_TE.is_contiguous()
+        tokens, width = gate_up_TE.shape
+        out_TE = self._empty((tokens, width // 2), gate_up_TE.dtype)
+        self._native.act_mul(
+            _DTYPE[gate_up_TE.dtype], activation, gate_up_TE.data_ptr(), out_TE.data_ptr(), tokens, width // 2
+        )
+        return out_TE
+
+    def silu_mul(self, gate_up_TE: Tensor) -> Tensor:
+        return self._act_mul(gate_up_TE, _SILU)
+
+    def gelu_tanh_mul(self, gate_up_TE: Tensor) -> Tensor:
+        return self._act_mul(gate_up_TE, _GELU_TANH)
+
+    def rotary(
+        self,
+        q_THD: Tensor,
+        k_TGD: Tensor,
+        positions_T: Tensor,
+        table_PD: Tensor,
+        q_weight_D: Tensor | None = None,
+        k_weight_D: Tensor | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        tokens, heads, head_size = q_THD.shape
+        assert table_PD.size(1) == head_size <= 1024
+        self._native.rotary(
+            _DTYPE[q_THD.dtype],
+            q_THD.data_ptr(),
+            k_TGD.data_ptr(),
+            _token_stride(q_THD),
+            _token_stride(k_TGD),
+            positions_T.data_ptr(),
+            table_PD.data_ptr(),
+            0 if q_weight_D is None else q_weight_D.data_ptr(),
+            0 if k_weight_D is None else k_weight_D.data_ptr(),
+            eps,
+            tokens,
+            heads,
+            k_TGD.size(1),
+            head_size,
+        )
+
+    def write_kv(self, k_TGD: Tensor, v_TGD: Tensor, k_cache: Tensor, v_cache: Tensor, slots_T: Tensor) -> None:
+        tokens, kv_heads, head_size = k_TGD.shape
+        assert k_cache.is_contiguous()
+        assert v_cache.is_contiguous()
+        self._native.write_kv(
+            _DTYPE[k_TGD.dtype],
+            k_TGD.data_ptr(),
+            v_TGD.data_ptr(),
+            _token_stride(k_TGD),
+            _token_stride(v_TGD),
+            k_cache.data_ptr(),
+            v_cache.data_ptr(),
+            slots_T.data_ptr(),
+            tokens,
+            kv_heads,
+            head_size,
+            k_cache.size(2),
+        )
+
+    def paged_attention(
+        self,
+        q_THD: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        query_start: Tensor,
+        seq_lens_R: Tensor,
+        block_tables: Tensor,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+    ) -> Tensor:
+        tokens, heads, head_size = q_THD.shape
+        _, kv_heads, block_size, _ = k_cache.shape
+        assert block_tables.dtype is torch.int32
+        assert seq_lens_R.dtype is torch.int32
+        assert query_start.dtype is torch.int32
+        out_THD = self._empty((tokens, heads, head_size), q_THD.dtype)
+        self._native.paged_attention(
+            _DTYPE[q_THD.dtype],
+            q_THD.data_ptr(),
+            _token_stride(q_THD),
+            k_cache.data_ptr(),
+            v_cache.data_ptr(),
+            query_start.data_ptr(),
+            seq_lens_R.data_ptr(),
+            block_tables.data_ptr(),
+            block_tables.stride(0),
+            out_THD.data_ptr(),
+            seq_lens_R.size(0),
+            heads,
+            kv_heads,
+            head_size,
+            block_size,
+            scale,
+            window,
+            softcap,
+        )
+        return out_THD
 
 
 def _token_stride(x_THD: Tensor) -> int:
@@ -120,90 +234,4 @@ def _token_stride(x_THD: Tensor) -> int:
     return token
 
 
-def rotary(
-    q_THD: Tensor,
-    k_TGD: Tensor,
-    positions_T: Tensor,
-    table_PD: Tensor,
-    q_weight_D: Tensor | None = None,
-    k_weight_D: Tensor | None = None,
-    eps: float = 0.0,
-) -> None:
-    tokens, heads, head_size = q_THD.shape
-    assert table_PD.size(1) == head_size <= 1024
-    _native.rotary(
-        _DTYPE[q_THD.dtype],
-        q_THD.data_ptr(),
-        k_TGD.data_ptr(),
-        _token_stride(q_THD),
-        _token_stride(k_TGD),
-        positions_T.data_ptr(),
-        table_PD.data_ptr(),
-        0 if q_weight_D is None else q_weight_D.data_ptr(),
-        0 if k_weight_D is None else k_weight_D.data_ptr(),
-        eps,
-        tokens,
-        heads,
-        k_TGD.size(1),
-        head_size,
-    )
-
-
-def write_kv(k_TGD: Tensor, v_TGD: Tensor, k_cache: Tensor, v_cache: Tensor, slots_T: Tensor) -> None:
-    tokens, kv_heads, head_size = k_TGD.shape
-    assert k_cache.is_contiguous()
-    assert v_cache.is_contiguous()
-    _native.write_kv(
-        _DTYPE[k_TGD.dtype],
-        k_TGD.data_ptr(),
-        v_TGD.data_ptr(),
-        _token_stride(k_TGD),
-        _token_stride(v_TGD),
-        k_cache.data_ptr(),
-        v_cache.data_ptr(),
-        slots_T.data_ptr(),
-        tokens,
-        kv_heads,
-        head_size,
-        k_cache.size(2),
-    )
-
-
-def paged_attention(
-    q_THD: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    query_start: Tensor,
-    seq_lens_R: Tensor,
-    block_tables: Tensor,
-    scale: float,
-    window: int = 0,
-    softcap: float = 0.0,
-) -> Tensor:
-    tokens, heads, head_size = q_THD.shape
-    _, kv_heads, block_size, _ = k_cache.shape
-    assert block_tables.dtype is torch.int32
-    assert seq_lens_R.dtype is torch.int32
-    assert query_start.dtype is torch.int32
-    out_THD = q_THD.new_empty(tokens, heads, head_size)
-    _native.paged_attention(
-        _DTYPE[q_THD.dtype],
-        q_THD.data_ptr(),
-        _token_stride(q_THD),
-        k_cache.data_ptr(),
-        v_cache.data_ptr(),
-        query_start.data_ptr(),
-        seq_lens_R.data_ptr(),
-        block_tables.data_ptr(),
-        block_tables.stride(0),
-        out_THD.data_ptr(),
-        seq_lens_R.size(0),
-        heads,
-        kv_heads,
-        head_size,
-        block_size,
-        scale,
-        window,
-        softcap,
-    )
-    return out_THD
+compiled = Compiled(_native if _missing is None else None, new_tensor)

@@ -49,8 +49,10 @@ class Kernels(Protocol):
 
 
 def kernels_for(x: Tensor) -> Kernels:
-    """The one `if`."""
-    return cpu if x.is_cpu and cpu.available() else reference
+    """The one `if`. Tensors that record a program bring the kernels that write it."""
+    if type(x) is not Tensor:
+        return x.kernels  # type: ignore[attr-defined,no-any-return]
+    return cpu.compiled if x.is_cpu and cpu.available() else reference
 
 
 def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, full_precision: bool = False) -> Tensor:

@@ -89,16 +89,21 @@ class Decoder(Part):
         self.names = names
         self.max_position = max_position
         self.vocab_size = embedding.weight.size(0)
-        self._stack = tuple(layers)
+        self._layers = tuple(layers)
         self._next_norms = (*(layer.attention_norm for layer in layers[1:]), norm)
 
     def forward(
         self, token_ids_T: Tensor, positions_T: Tensor, attention: AttentionBackend, caches: Sequence[LayerCache]
     ) -> Tensor:
         """Final hidden states [T, E]. `attention.plan` must have been called for this step."""
-        residual_TE: Tensor = self.embedding(token_ids_T, positions_T)
-        x_TE: Tensor = self._stack[0].attention_norm(residual_TE)
-        for layer, cache, next_norm in zip(self._stack, caches, self._next_norms, strict=True):
+        return self.stack(self.embedding(token_ids_T, positions_T), positions_T, attention, caches)
+
+    def stack(
+        self, residual_TE: Tensor, positions_T: Tensor, attention: AttentionBackend, caches: Sequence[LayerCache]
+    ) -> Tensor:
+        """From embedded tokens to final hidden states; the residual stream is written over."""
+        x_TE: Tensor = self._layers[0].attention_norm(residual_TE)
+        for layer, cache, next_norm in zip(self._layers, caches, self._next_norms, strict=True):
             x_TE = layer(x_TE, residual_TE, positions_T, attention, cache)
             x_TE = next_norm.add(x_TE, residual_TE)
         return x_TE

@@ -21,7 +21,7 @@ FIXTURES = settings(deadline=None, max_examples=20, suppress_health_check=[Healt
 def threads() -> Iterator[None]:
     count = torch.get_num_threads()
     yield
-    torch.set_num_threads(count)
+    cpu.use_threads(count)
 
 
 @FIXTURES
@@ -52,7 +52,7 @@ def test_agrees_with_plain_torch(
     ]
     inputs = paged(contexts, block_size)
     scale = head_size**-0.5
-    got = cpu.paged_attention(*inputs, scale, window, softcap)
+    got = cpu.compiled.paged_attention(*inputs, scale, window, softcap)
     expected = reference.paged_attention(*inputs, scale, window, softcap)
     torch.testing.assert_close(got, expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
@@ -69,7 +69,7 @@ def test_bits_do_not_depend_on_chunks_batch_blocks_or_threads(
     other = Context.random(2, 90, heads, kv_heads, head_size, dtype)
 
     def attend(*rows: tuple[Context, int, int], block_size: int = 16) -> torch.Tensor:
-        return cpu.paged_attention(*paged(list(rows), block_size, seed=len(rows)), 0.11, window, 0.0)
+        return cpu.compiled.paged_attention(*paged(list(rows), block_size, seed=len(rows)), 0.11, window, 0.0)
 
     whole = attend((context, 0, length))
     cuts = [0, 1, 8, 333, 334, 1290, 1299, length]
@@ -77,7 +77,7 @@ def test_bits_do_not_depend_on_chunks_batch_blocks_or_threads(
         assert torch.equal(attend((context, begin, end)), whole[begin:end])
     batched = attend((other, 0, 50), (context, 1200, length), (other, 89, 90), block_size=4)
     assert torch.equal(batched[50:150], whole[1200:])
-    torch.set_num_threads(1)
+    cpu.use_threads(1)
     assert torch.equal(attend((context, 0, length)), whole)
     assert torch.equal(attend((context, 1299, length)), whole[1299:])
 
@@ -87,13 +87,15 @@ def test_queries_may_be_a_view_of_a_wider_row(isa: str) -> None:
     q, *rest = paged([(context, 30, 40)], 8)
     wide = torch.full((10, 11, 16), torch.nan)
     wide[:, 2:8] = q
-    assert torch.equal(cpu.paged_attention(wide[:, 2:8], *rest, 0.25), cpu.paged_attention(q, *rest, 0.25))
+    assert torch.equal(
+        cpu.compiled.paged_attention(wide[:, 2:8], *rest, 0.25), cpu.compiled.paged_attention(q, *rest, 0.25)
+    )
 
 
 def test_nan_in_one_row_stays_there(isa: str) -> None:
     sound, broken = (Context.random(seed, 70, 2, 1, 16, torch.float32) for seed in (4, 5))
     broken.k_SGD[3] = torch.nan
-    out = cpu.paged_attention(*paged([(sound, 69, 70), (broken, 69, 70), (sound, 68, 69)], 16), 0.25)
+    out = cpu.compiled.paged_attention(*paged([(sound, 69, 70), (broken, 69, 70), (sound, 68, 69)], 16), 0.25)
     assert out[1].isnan().all()
     assert out[[0, 2]].isfinite().all()
 
@@ -105,7 +107,7 @@ def test_write_kv_touches_its_slots_only(isa: str) -> None:
         k, v = qkv[:, 4:7], qkv[:, 7:10]
         slots = torch.randperm(40, generator=generator)[:9]
         got, expected = torch.zeros(2, 2, 10, 3, 4, 12, dtype=dtype)
-        cpu.write_kv(k, v, got[0], got[1], slots)
+        cpu.compiled.write_kv(k, v, got[0], got[1], slots)
         reference.write_kv(k, v, expected[0], expected[1], slots)
         assert torch.equal(got, expected)
         assert got.count_nonzero() == 2 * 9 * 3 * 12

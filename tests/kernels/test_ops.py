@@ -37,9 +37,9 @@ def test_norms(isa: str, tokens: int, width: int, dtype: torch.dtype, seed: int)
         normal(seed + 1, tokens, width).to(dtype),
         normal(2, width),
     )
-    close(cpu.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5))
+    close(cpu.compiled.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5))
     twin = residual.clone()
-    close(cpu.add_rms_norm(x, residual, weight, 1e-5), reference.add_rms_norm(x, twin, weight, 1e-5))
+    close(cpu.compiled.add_rms_norm(x, residual, weight, 1e-5), reference.add_rms_norm(x, twin, weight, 1e-5))
     assert torch.equal(residual, twin)  # the stream itself is a single rounded sum
 
 
@@ -48,7 +48,7 @@ def test_norms(isa: str, tokens: int, width: int, dtype: torch.dtype, seed: int)
 def test_gated_activations(isa: str, tokens: int, width: int, dtype: torch.dtype, scale: float) -> None:
     gate_up = (normal(width, tokens, 2 * width) * scale).clamp(-200, 200).to(dtype)
     for name in ("silu_mul", "gelu_tanh_mul"):
-        got, expected = getattr(cpu, name)(gate_up), getattr(reference, name)(gate_up)
+        got, expected = getattr(cpu.compiled, name)(gate_up), getattr(reference, name)(gate_up)
         tolerance = TOLERANCE[dtype]
         torch.testing.assert_close(got, expected, atol=tolerance * scale, rtol=tolerance)
 
@@ -68,7 +68,7 @@ def test_rotary(isa: str, tokens: int, heads: int, kv_heads: int, half: int, nor
     table = torch.cat((angles.cos(), angles.sin()), dim=1)
     positions = torch.randint(0, 50, (tokens,), generator=torch.Generator().manual_seed(3))
     weights = (normal(4, 2 * half), normal(5, 2 * half), 1e-6) if normed else ()
-    for kernels, row in zip((cpu, reference), rows, strict=True):
+    for kernels, row in zip((cpu.compiled, reference), rows, strict=True):
         q, k, _ = row.split([heads, kv_heads, kv_heads], dim=1)
         kernels.rotary(q, k, positions, table, *weights)
     close(*rows)
@@ -87,19 +87,19 @@ def test_linear(isa: str, share: float, inner: int, outer: int, biased: bool, dt
     x, weight = normal(1, rows, inner).to(dtype), (normal(2, outer, inner) / inner**0.5).to(dtype)
     bias = normal(3, outer).to(dtype) if biased else None
     exact = reference.linear(x.double(), weight.double(), None if bias is None else bias.double())
-    close(cpu.linear(x, weight, bias), exact.to(dtype))
-    torch.testing.assert_close(cpu.linear(x, weight, bias, True), exact.float(), atol=5e-6, rtol=1e-6)
+    close(cpu.compiled.linear(x, weight, bias), exact.to(dtype))
+    torch.testing.assert_close(cpu.compiled.linear(x, weight, bias, True), exact.float(), atol=5e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 def test_linear_gives_a_row_the_same_bits_in_any_batch(isa: str, dtype: torch.dtype) -> None:
     most = cpu.MOST_ROWS[dtype]
     x, weight = normal(1, most, 130).to(dtype), normal(2, 77, 130).to(dtype)
-    whole = cpu.linear(x, weight)
+    whole = cpu.compiled.linear(x, weight)
     wide = torch.cat((x, x), dim=1)[:, :130]  # rows further apart than they are long
     for begin, end in ((0, 1), (3, 5), (2, 8), (most - 1, most)):
-        assert torch.equal(cpu.linear(x[begin:end], weight), whole[begin:end])
-        assert torch.equal(cpu.linear(wide[begin:end], weight), whole[begin:end])
+        assert torch.equal(cpu.compiled.linear(x[begin:end], weight), whole[begin:end])
+        assert torch.equal(cpu.compiled.linear(wide[begin:end], weight), whole[begin:end])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -107,7 +107,7 @@ def test_every_16_bit_number_survives_widening(isa: str, dtype: torch.dtype) -> 
     every = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
     finite = every[every.isfinite()].view(1, -1, 2)  # one token, many heads of two
     turned = finite.clone()
-    cpu.rotary(turned, turned[:, :0], torch.zeros(1, dtype=torch.int64), torch.tensor([[1.0, 0.0]]))
+    cpu.compiled.rotary(turned, turned[:, :0], torch.zeros(1, dtype=torch.int64), torch.tensor([[1.0, 0.0]]))
     assert torch.equal(turned, finite)
 
 
@@ -116,7 +116,7 @@ def test_rounding_is_to_nearest_even(isa: str, dtype: torch.dtype) -> None:
     numbers = torch.randint(-(2**15), 2**15, (2, 1, 40000), generator=torch.Generator().manual_seed(8))
     x, residual = numbers.to(torch.int16).view(dtype)
     expected = residual + x  # infinities and NaN as well
-    cpu.add_rms_norm(x.contiguous(), residual, torch.ones(40000), 1e-5)
+    cpu.compiled.add_rms_norm(x.contiguous(), residual, torch.ones(40000), 1e-5)
     assert torch.equal(residual.nan_to_num(7.0), expected.nan_to_num(7.0))
     assert torch.equal(residual.isnan(), expected.isnan())
 
