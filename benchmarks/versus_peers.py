@@ -165,8 +165,10 @@ def bars(figures: Figures, names: list[str]) -> list[Bars]:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=SHORT_NAMES, default=list(SHORT_NAMES), metavar="NAME")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
+    names = ", ".join(SHORT_NAMES)
+    parser.add_argument("--only", nargs="+", choices=SHORT_NAMES, default=list(SHORT_NAMES), metavar="NAME", help=names)
+    parts = ", ".join(PARTS)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=parts)
     parser.add_argument("--rounds", type=int, help="of everything (default 5; 1 with --quick)")
     parser.add_argument("--quick", action="store_true", help="a short run that only shows that all works")
     parser.add_argument("--prepare", action="store_true", help="only set up the peers and their models")
