@@ -55,7 +55,8 @@ class ModelConfig:
     revision: str | None = _flag("branch, tag or commit of a hub id")
     served_model_name: tuple[str, ...] = _flag("name or names clients may use for the model", ())
     dtype: Dtype = _flag(
-        "data type of weights and activations; auto: the checkpoint's, bfloat16 for float32 ones", "auto"
+        "data type of weights and activations; auto: 16 bits; float32 on a CPU that cannot multiply bfloat16",
+        "auto",
     )
     load_format: LoadFormat = _flag("auto looks at the files; dummy: random weights of the given config", "auto")
     max_model_len: int | None = _flag(
@@ -92,7 +93,9 @@ class SchedulerConfig:
     )
     scheduling_policy: SchedulingPolicy = _flag("fcfs, or priority (lower value first, then arrival)", "fcfs")
     watermark: float = _flag("share of blocks kept free when a new request is admitted", 0.01)
-    max_num_queued_reqs: int = _flag("requests that may wait; more are refused with 503", 1024)
+    max_num_queued_reqs: int | None = _flag(
+        "requests that may wait; a server refuses more with 503 (default 1024 there)"
+    )
     max_num_queued_tokens: int | None = _flag(
         "prompt tokens that may wait; more are refused with 503", None, quantity=True
     )

@@ -61,7 +61,7 @@ class Metrics:
         self.preemptions = self._counter("num_preemptions", "Sequences preempted.")
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of started requests.")
         self.generation_tokens = self._counter("generation_tokens", "Tokens generated.")
-        self.accepted = self._counter("requests_accepted", "Requests taken in.")
+        self.accepted = self._counter("requests_accepted", "Requests that started.")
         labels = ["model_name", "engine", "finished_reason"]
         self._success = Counter("vllm:request_success", "Finished requests.", labels, registry=self.registry)
         for reason in FINISHED_REASONS:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from octavo.request import Logprobs, SamplingParams
+from octavo.request import Fault, Logprobs, SamplingParams
 
 
 class SequenceSpec(Struct, frozen=True, array_like=True):
@@ -54,6 +54,7 @@ class RowResult(Struct, frozen=True, array_like=True):
     logprobs: list[Logprobs] | None = None  # one per draw, if asked for (always, for a beam: one entry)
     prompt_logprobs: list[Logprobs] | None = None  # for positions start+1 … of a prompt chunk
     error: str | None = None  # this row failed (say, NaN logits); the others stand
+    fault: Fault = "failed"
 
 
 class StepResult(Struct, frozen=True, array_like=True):

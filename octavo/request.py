@@ -15,6 +15,8 @@ from msgspec.structs import force_setattr
 from octavo.errors import InvalidRequest
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+#: Whose an error is: ours, the caller's, or the moment's (retrying later may help).
+Fault = Literal["failed", "invalid", "overloaded"]
 
 MAX_SEQUENCES_PER_REQUEST = 128
 MAX_LOGIT_BIAS = 100.0
@@ -74,6 +76,8 @@ class SamplingParams(Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         if isinstance(stop, str):  # vLLM's users pass a single string too
             force_setattr(self, "stop", [stop])
         _whole("n", self.n, 1, MAX_SEQUENCES_PER_REQUEST)
+        if self.seed == -1:  # vLLM's way to say "none"
+            force_setattr(self, "seed", None)
         if self.seed is not None:
             _whole("seed", self.seed, -(2**63), 2**64 - 1)
         _real("temperature", self.temperature, 0.0, 1e4)
@@ -85,16 +89,15 @@ class SamplingParams(Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         _real("min_p", self.min_p, 0.0, 1.0)
         _real("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _real("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _real("repetition_penalty", self.repetition_penalty, 0.0, 100.0)
-        _require(self.repetition_penalty > 0.0, "repetition_penalty", "must be above 0", "decimal_below_min_value")
+        _real("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         for token_id, bias in (self.logit_bias or {}).items():
             _whole("logit_bias", token_id, 0)
             _real("logit_bias", bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)
         _require(self.allowed_token_ids != [], "allowed_token_ids", "must not be empty", "empty_array")
         _require(all(self.bad_words), "bad_words", "must not contain an empty string")
         _require(all(self.stop), "stop", "must not contain an empty string")
-        for token_id in (*self.stop_token_ids, *(self.allowed_token_ids or ())):
-            _whole("stop_token_ids" if token_id in self.stop_token_ids else "allowed_token_ids", token_id, 0)
+        for name in ("stop_token_ids", "allowed_token_ids"):
+            _whole(name, min(getattr(self, name) or [0]), 0)
         if self.max_tokens is not None:
             _whole("max_tokens", self.max_tokens, 1)
             _require(self.min_tokens <= self.max_tokens, "min_tokens", "must not exceed max_tokens")
@@ -112,13 +115,12 @@ class BeamSearchParams(Struct, frozen=True, kw_only=True, omit_defaults=True, fo
     ignore_eos: bool = False
     temperature: float = 0.0
     length_penalty: float = 1.0
-    include_stop_str_in_output: bool = False
 
     def __post_init__(self) -> None:
         _whole("beam_width", self.beam_width, 1, MAX_SEQUENCES_PER_REQUEST)
         _whole("max_tokens", self.max_tokens, 1)
         _real("temperature", self.temperature, 0.0, 1e4)
-        _real("length_penalty", self.length_penalty, -100.0, 100.0)
+        _real("length_penalty", self.length_penalty, -10.0, 10.0)
 
 
 class Request(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -165,7 +167,7 @@ class Output(Struct, frozen=True, array_like=True, omit_defaults=True):
     cached_tokens: int = 0  # prompt tokens found in the prefix cache
     cumulative_logprob: float | None = None  # beams only
     error: str | None = None
-    refused: bool = False  # error says why the request never started: retrying later may help
+    fault: Fault = "failed"  # whose the error is
 
 
 class Logprob(Struct, frozen=True):

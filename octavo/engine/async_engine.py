@@ -7,16 +7,17 @@ never waits for a client.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
 from octavo.checkpoint import Checkpoint, resolve
-from octavo.config import EngineConfig
-from octavo.engine.channel import Abort, Add, Channel, Stepped
+from octavo.config import EngineConfig, replace
+from octavo.engine.channel import Abort, Add, Channel, FromCore, Stepped
 from octavo.engine.chat_template import ChatTemplate
 from octavo.engine.core import StepOutputs
 from octavo.engine.input import InputProcessor
-from octavo.engine.output import OutputProcessor
+from octavo.engine.output import OutputKind, OutputProcessor
 from octavo.engine.supervisor import CoreProcess
 from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import EngineDead, InvalidRequest, OctavoError
@@ -24,7 +25,10 @@ from octavo.metrics import Metrics
 from octavo.processes import Failed, Ready
 from octavo.request import BeamSearchParams, PromptType, RequestOutput, SamplingParams
 
+logger = logging.getLogger(__name__)
+
 _ENCODE_INLINE = 4096  # characters; longer texts are encoded off the event loop
+_QUEUED_REQUESTS = 1024  # may wait in a server that sets no bound of its own
 _LONG_CONTEXT = 131072  # tokens; upper end of the metrics' buckets where a model does not name its own
 
 
@@ -50,6 +54,9 @@ class AsyncLLMEngine:
     @classmethod
     async def start(cls, config: EngineConfig) -> AsyncLLMEngine:
         """Find the model and start the core; returns while the core still loads. Raises CheckpointError."""
+        if config.scheduler.max_num_queued_reqs is None:
+            bounded = replace(config.scheduler, max_num_queued_reqs=_QUEUED_REQUESTS)
+            config = replace(config, scheduler=bounded)
         core = CoreProcess(config)  # it imports its libraries while we look for the model
         try:
             checkpoint = await asyncio.to_thread(resolve, config.model)
@@ -103,21 +110,23 @@ class AsyncLLMEngine:
         *,
         priority: int = 0,
         cache_salt: str | None = None,
+        output_kind: OutputKind = "cumulative",
     ) -> AsyncIterator[RequestOutput]:
-        """Yields what is new, as it comes. Closing the generator aborts the request.
+        """Yields outputs as they come: all so far, or with "delta" only what is new. Closing it aborts the request.
 
         Raises InvalidRequest or ContextTooLong before anything is queued; Overloaded, RequestFailed or EngineDead.
         """
         await self.wait_ready()
         if request_id in self._streams:
             raise InvalidRequest(f"request id {request_id!r} is in use", param="request_id")
-        text, ids = await self._encode(prompt)
-        request = self._inputs.request(request_id, ids, sampling_params, priority=priority, cache_salt=cache_salt)
-        stream: asyncio.Queue[RequestOutput | OctavoError] = asyncio.Queue()
-        self._streams[request_id] = stream
-        self._outputs.add(request, text, "delta")
-        self._send(Add(request))
+        stream = self._streams[request_id] = asyncio.Queue()
         try:
+            text, ids = await self.encode(prompt)
+            request = self._inputs.request(request_id, ids, sampling_params, priority=priority, cache_salt=cache_salt)
+            if self._death is not None:  # while we encoded
+                raise self._death
+            self._outputs.add(request, text, output_kind)
+            self._send(Add(request))
             finished = False
             while not finished:
                 news = await stream.get()
@@ -129,6 +138,16 @@ class AsyncLLMEngine:
             del self._streams[request_id]
             if request_id in self._outputs:
                 await self.abort(request_id)
+
+    async def encode(self, prompt: PromptType) -> tuple[str | None, list[int]]:
+        """The prompt's text, if it has one, and its token ids; long texts are encoded off the event loop.
+
+        Raises InvalidRequest or ContextTooLong.
+        """
+        await self.wait_ready()
+        if isinstance(prompt, str) and len(prompt) > _ENCODE_INLINE:
+            return await asyncio.to_thread(self._inputs.encode, prompt)
+        return self._inputs.encode(prompt)
 
     async def abort(self, request_id: str) -> None:
         """Forget a request, wherever it is."""
@@ -147,11 +166,6 @@ class AsyncLLMEngine:
         if self._reader is not None:
             await asyncio.wait([self._reader])
 
-    async def _encode(self, prompt: PromptType) -> tuple[str | None, list[int]]:
-        if isinstance(prompt, str) and len(prompt) > _ENCODE_INLINE:
-            return await asyncio.to_thread(self._inputs.encode, prompt)
-        return self._inputs.encode(prompt)
-
     # ------------------------------------------------------------------ the core's side
 
     def _send(self, message: Add | Abort) -> None:
@@ -160,22 +174,26 @@ class AsyncLLMEngine:
 
     async def _read(self, channel: Channel) -> None:
         """Take what the core says until it is gone."""
-        while True:
-            try:
-                message = await channel.receive()
-            except EOFError:
-                code = await self.core.end()
-                self._die(EngineDead(f"the engine process ended unexpectedly (exit code {code})"))
-                return
-            match message:
-                case Ready(capacity):
-                    self._inputs = InputProcessor(self.config.model, self.tokenizer, capacity)
-                    self._outputs = OutputProcessor(self.tokenizer, self.metrics)
-                    self._loaded.set_result(message)
-                case Failed():
-                    self._die(message.exception())
-                case Stepped(step):
-                    self._deliver(step)
+        try:
+            while True:
+                self._hear(await channel.receive())
+        except EOFError:
+            code = await self.core.end()
+            self._die(EngineDead(f"the engine process ended unexpectedly (exit code {code})"))
+        except Exception:  # a fault of ours: nobody may be left waiting for outputs that nobody reads
+            logger.exception("the engine's outputs could not be handled")
+            self._die(EngineDead("the engine's outputs could not be handled; see the log"))
+
+    def _hear(self, message: FromCore) -> None:
+        match message:
+            case Ready(capacity) if self._death is None:
+                self._inputs = InputProcessor(self.config.model, self.tokenizer, capacity)
+                self._outputs = OutputProcessor(self.tokenizer, self.metrics)
+                self._loaded.set_result(message)
+            case Failed():
+                self._die(message.exception())
+            case Stepped(step):
+                self._deliver(step)
 
     def _deliver(self, step: StepOutputs) -> None:
         reports, failures, aborts = self._outputs.take(step)

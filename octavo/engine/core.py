@@ -52,7 +52,7 @@ class EngineCore:
         self.scheduler.abort(request_id, index)
 
     def step(self) -> StepOutputs:
-        """One turn of the loop. Also run it once after the last request left: workers then forget it."""
+        """One turn of the loop."""
         plan = self.scheduler.schedule()
         now = time.monotonic()
         started = dict.fromkeys(self.scheduler.started, now)

@@ -5,9 +5,12 @@ Between steps it takes in whatever arrived; with nothing to compute it sleeps un
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 from queue import Empty, SimpleQueue
+
+import msgspec
 
 from octavo.engine.channel import Abort, Add, Stepped, ToCore
 from octavo.engine.core import EngineCore, StepOutputs
@@ -15,7 +18,9 @@ from octavo.errors import InvalidRequest, OctavoError, Overloaded
 from octavo.execution.executor import make_executor
 from octavo.frames import FrameSocket
 from octavo.processes import Failed, Ready, Setup, configure_logging, enter_child
-from octavo.request import Output, Request
+from octavo.request import Fault, Output, Request
+
+logger = logging.getLogger(__name__)
 
 Inbox = SimpleQueue[ToCore | None]  # None: the API process is gone
 
@@ -34,8 +39,8 @@ def main(descriptor: int) -> None:
         link.send(Failed.of(error))
         return
     core = EngineCore(setup.config, executor)
-    link.send(Ready(executor.capacity))
     try:
+        link.send(Ready(executor.capacity))
         run(core, link)
     except ConnectionError:
         pass  # the API process went away while we answered
@@ -71,6 +76,9 @@ def _listen(link: FrameSocket[ToCore], inbox: Inbox) -> None:
             inbox.put(link.receive())
     except (EOFError, ConnectionError, ValueError):  # ValueError: our side closed the file
         inbox.put(None)
+    except msgspec.MsgspecError:
+        logger.exception("the API process sent what is no message; ending")
+        inbox.put(None)
 
 
 def _arrived(inbox: Inbox, wait: bool) -> list[ToCore | None]:
@@ -86,8 +94,8 @@ def _add(core: EngineCore, request: Request) -> list[Output]:
     try:
         core.add(request)
     except (InvalidRequest, Overloaded) as error:
-        refused = isinstance(error, Overloaded)
-        return [Output(request.request_id, finish_reason="error", error=error.message, refused=refused)]
+        fault: Fault = "overloaded" if isinstance(error, Overloaded) else "invalid"
+        return [Output(request.request_id, finish_reason="error", error=error.message, fault=fault)]
     return []
 
 

@@ -41,10 +41,7 @@ class InputProcessor:
     def _encode_text(self, prompt: str) -> tuple[str, list[int]]:
         if len(prompt) > self._capacity.max_model_len * _LONGEST_TOKEN:
             raise self._too_long(f"more than {len(prompt) // _LONGEST_TOKEN}")
-        ids = self._tokenizer.encode(prompt)
-        if not ids:
-            raise InvalidRequest("the prompt is empty", param="prompt", code="invalid_value")
-        return prompt, self._check_length(ids)
+        return prompt, self._check_ids(self._tokenizer.encode(prompt))
 
     def request(
         self,
@@ -57,6 +54,8 @@ class InputProcessor:
     ) -> Request:
         """Raises InvalidRequest naming the parameter that the model cannot serve."""
         beam = params if isinstance(params, BeamSearchParams) else None
+        if beam is not None and beam.beam_width > self._capacity.vocab_size:
+            raise InvalidRequest("beam_width is larger than the vocabulary", param="beam_width", code="invalid_value")
         if isinstance(params, BeamSearchParams):
             params = SamplingParams(
                 temperature=params.temperature, max_tokens=params.max_tokens, ignore_eos=params.ignore_eos
@@ -69,7 +68,7 @@ class InputProcessor:
             params=params,
             max_tokens=min(params.max_tokens or room, room),
             seed=self._seed(params),
-            eos_token_ids=list(self._tokenizer.eos_token_ids),
+            eos_token_ids=[token for token in self._tokenizer.eos_token_ids if token < self._capacity.vocab_size],
             bad_words=self._bad_words(params),
             arrival=time.monotonic(),
             priority=priority,
@@ -95,19 +94,24 @@ class InputProcessor:
         """A word can appear at the beginning of a text and after a space: forbid both spellings."""
         spellings = [spelling for word in params.bad_words for spelling in (word, " " + word.lstrip())]
         encoded = [self._tokenizer.encode(spelling, add_special_tokens=False) for spelling in spellings]
-        return [ids for place, ids in enumerate(encoded) if ids and ids not in encoded[:place]]
+        width = self._capacity.vocab_size  # what the model cannot say needs no forbidding
+        return [ids for place, ids in enumerate(encoded) if ids and max(ids) < width and ids not in encoded[:place]]
 
     def _check_against_model(self, params: SamplingParams) -> None:
         width, most = self._capacity.vocab_size, self._config.max_logprobs
+        if params.allowed_token_ids is not None and params.min_tokens:
+            ends = {*params.stop_token_ids, *([] if params.ignore_eos else self._tokenizer.eos_token_ids)}
+            if ends.issuperset(params.allowed_token_ids):
+                message = "with min_tokens, allowed_token_ids needs a token that does not end the output"
+                raise InvalidRequest(message, param="allowed_token_ids", code="invalid_value")
         for name, ids in (
             ("logit_bias", params.logit_bias or ()),
             ("allowed_token_ids", params.allowed_token_ids or ()),
             ("stop_token_ids", params.stop_token_ids),
         ):
-            for token_id in ids:
-                if token_id >= width:
-                    message = f"{name} has token id {token_id}; this model's ids are below {width}"
-                    raise InvalidRequest(message, param=name, code="invalid_value")
+            if max(ids, default=0) >= width:
+                message = f"{name} has token id {max(ids)}; this model's ids are below {width}"
+                raise InvalidRequest(message, param=name, code="invalid_value")
         for name in ("logprobs", "prompt_logprobs"):
             count = getattr(params, name)
             if count is not None and most != -1 and not 0 <= count <= most:
@@ -135,5 +139,5 @@ class InputProcessor:
         return ContextTooLong(
             f"This model's maximum context length is {self._capacity.max_model_len} tokens, output included; "
             f"the prompt has {tokens}. Shorten it.",
-            param="messages",
+            param="prompt",
         )

@@ -13,10 +13,11 @@ from typing import Literal
 from octavo.engine.core import StepOutputs
 from octavo.engine.detokenizer import Detokenizer
 from octavo.engine.tokenizer import Tokenizer
-from octavo.errors import OctavoError, Overloaded, RequestFailed
+from octavo.errors import InvalidRequest, OctavoError, Overloaded, RequestFailed
 from octavo.metrics import Metrics
 from octavo.request import (
     CompletionOutput,
+    Fault,
     FinishReason,
     Logprob,
     Logprobs,
@@ -27,6 +28,11 @@ from octavo.request import (
 )
 
 OutputKind = Literal["delta", "cumulative", "final"]
+_ERRORS: dict[Fault, type[OctavoError]] = {
+    "failed": RequestFailed,
+    "invalid": InvalidRequest,
+    "overloaded": Overloaded,
+}
 
 
 class RequestState:
@@ -44,9 +50,9 @@ class RequestState:
         self._tokenizer = tokenizer
         self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
         self._cached_tokens = 0
-        width = request.beam.beam_width if request.beam else request.params.n
-        self._sequences: list[SequenceState | None] = [None] * width
-        self._unfinished = width
+        self.width = request.beam.beam_width if request.beam else request.params.n
+        self._sequences: list[SequenceState | None] = [None] * self.width
+        self._unfinished = self.width
         self.last_token_time = request.arrival
 
     @property
@@ -116,14 +122,17 @@ class SequenceState:
             cumulative_logprob=0.0 if wants_logprobs else None,
             logprobs=[] if wants_logprobs else None,
         )
+        self._stop_token_ids = request.params.stop_token_ids
+        self._shows_stop = request.params.include_stop_str_in_output
         self._detokenizer = (
             Detokenizer(tokenizer, request.prompt_token_ids, request.params) if request.params.detokenize else None
         )
 
     def take(self, output: Output, logprobs: list[dict[int, Logprob]] | None) -> tuple[CompletionOutput, bool]:
         total = self.total
-        reason, stop = output.finish_reason, output.stop_token_id
-        stop_reason: int | str | None = stop
+        reason = output.finish_reason
+        asked = output.stop_token_id in self._stop_token_ids  # else it is the model's own end token
+        stop_reason: int | str | None = output.stop_token_id if asked else None
         text = self._text(output)
         stopped = self._detokenizer is not None and self._detokenizer.stop_string is not None
         if stopped:
@@ -162,10 +171,13 @@ class SequenceState:
         )
 
     def _text(self, output: Output) -> str:
-        """The text these tokens release; the model's own end token is not part of it."""
+        """The text these tokens release; an end token is part of it only if it was asked for."""
         if self._detokenizer is None:
             return ""
-        visible = output.token_ids[:-1] if output.stop_token_id is not None else output.token_ids
+        hidden = output.stop_token_id is not None and not (
+            self._shows_stop and output.stop_token_id in self._stop_token_ids
+        )
+        visible = output.token_ids[:-1] if hidden else output.token_ids
         text = self._detokenizer.append(visible)
         if output.finish_reason is not None:
             text += self._detokenizer.finish()
@@ -189,8 +201,6 @@ class OutputProcessor:
 
     def add(self, request: Request, prompt: str | None, kind: OutputKind) -> None:
         self._states[request.request_id] = RequestState(request, prompt, kind, self._tokenizer)
-        n = request.beam.beam_width if request.beam else request.params.n
-        self._metrics.accept(len(request.prompt_token_ids), request.max_tokens, n)
 
     def drop(self, request_id: str, reason: FinishReason = "abort") -> None:
         """The caller gave the request up, or it failed."""
@@ -206,13 +216,14 @@ class OutputProcessor:
         for request_id, moment in step.started.items():
             if (state := self._states.get(request_id)) is not None:
                 state.times.first_scheduled_time = moment
+                self._metrics.accept(len(state.request.prompt_token_ids), state.request.max_tokens, state.width)
         reports: list[RequestOutput] = []
         failures: dict[str, OctavoError] = {}
         aborts: list[tuple[str, int]] = []
         grouped: dict[str, list[Output]] = {}
         for output in step.outputs:
             if output.error is not None:
-                failures[output.request_id] = (Overloaded if output.refused else RequestFailed)(output.error)
+                failures[output.request_id] = _ERRORS[output.fault](output.error)
                 self.drop(output.request_id, "error")
             elif output.request_id in self._states:
                 grouped.setdefault(output.request_id, []).append(output)

@@ -16,7 +16,6 @@ class CoreProcess:
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
         self._process, self._connection = start("octavo.engine.core_process")
-        self.pid = self._process.pid
 
     async def open(self, checkpoint: Checkpoint) -> Channel:
         """Hand over the checkpoint; the core answers `Ready` or `Failed` once it is loaded."""

@@ -6,6 +6,7 @@ The child is this module run as a program.
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 
 from msgspec import Struct
 
@@ -33,14 +34,14 @@ class MultiprocessExecutor:
         self._link: FrameSocket[Ready | Failed | Done] = FrameSocket(connection, Ready | Failed | Done)
         self._link.send(setup(config, checkpoint))
         first = self._receive()
-        if isinstance(first, Failed):
+        if not isinstance(first, Ready):
             self.close()
-            raise first.exception()
-        assert isinstance(first, Ready)
+            raise first.exception() if isinstance(first, Failed) else EngineDead("the worker process is out of step")
         self.capacity = first.capacity
 
     def run(self, plan: StepPlan) -> StepResult:
-        self._link.send(Step(plan))
+        with suppress(ConnectionError):  # the worker is gone: receiving says so
+            self._link.send(Step(plan))
         answer = self._receive()
         assert isinstance(answer, Done)
         return answer.result
@@ -52,8 +53,9 @@ class MultiprocessExecutor:
     def _receive(self) -> Ready | Failed | Done:
         try:
             return self._link.receive()
-        except EOFError:
-            raise EngineDead(f"the worker process ended unexpectedly (exit code {self._process.wait()})") from None
+        except (EOFError, ConnectionError):
+            self._link.close()
+            raise EngineDead(f"the worker process ended unexpectedly (exit code {end(self._process)})") from None
 
 
 def main(descriptor: int) -> None:

@@ -9,8 +9,12 @@ Shape letters: R rows, V vocabulary.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,6 +22,8 @@ from torch import Tensor
 from octavo.execution.philox import uniform
 from octavo.plan import Row, RowResult, SequenceSpec, fork_seed
 from octavo.request import Logprobs
+
+logger = logging.getLogger(__name__)
 
 _NUCLEUS_GUESS = 1024  # most nuclei are smaller: sort this many before sorting the whole vocabulary
 
@@ -38,42 +44,62 @@ class Sampler:
         return self._history[sequence_id].spec
 
     def sample(self, rows: list[Row], logits_RV: Tensor) -> list[RowResult]:
-        """One result per row; a row whose logits are not finite gets an error, the others their tokens."""
+        """One result per row; a row that cannot be sampled gets an error, the others their tokens."""
         histories = [self._history[row.sequence_id] for row in rows]
-        for row, history in zip(rows, histories, strict=True):
-            history.follow(row)
         raw_RV = logits_RV
         if any(history.adjusts for history in histories):
             logits_RV = logits_RV.clone()
-            for logits_V, history in zip(logits_RV, histories, strict=True):
-                history.adjust(logits_V)
+        faults = [
+            _contained(row, partial(history.prepare, row, logits_V))
+            for row, history, logits_V in zip(rows, histories, logits_RV, strict=True)
+        ]
         best_R = logits_RV.argmax(-1)
         peaks = logits_RV.gather(-1, best_R[:, None])[:, 0].tolist()  # a NaN anywhere in a row wins its argmax
-        best = best_R.tolist()
-        return [
-            self._row(row, history, raw_RV[place], logits_RV[place], best[place], peaks[place])
-            for place, (row, history) in enumerate(zip(rows, histories, strict=True))
-        ]
+        turns = map(Turn, rows, histories, raw_RV, logits_RV, best_R.tolist(), peaks)
+        results = [fault or _contained(turn.row, turn.result) for fault, turn in zip(faults, turns, strict=True)]
+        return [result for result in results if result is not None]
 
-    def _row(self, row: Row, history: History, raw_V: Tensor, logits_V: Tensor, best: int, peak: float) -> RowResult:
-        params = history.spec.params
-        if not math.isfinite(peak):
-            reason = (
-                "no token is allowed at this position" if peak == -math.inf else "the model's logits are not finite"
-            )
-            return RowResult(row.sequence_id, [], error=reason)
-        if history.spec.candidates:
-            return _beam_candidates(row, history.spec, logits_V)
+
+def _contained(row: Row, work: Callable[[], RowResult | None]) -> RowResult | None:
+    """Whatever goes wrong for one row ends that row's request and no other."""
+    try:
+        return work()
+    except Exception:
+        logger.exception("a row could not be sampled")
+        return RowResult(row.sequence_id, [], error="sampling failed; see the server's log")
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One row about to be sampled: the model's logits, the adjusted ones, and their best token."""
+
+    row: Row
+    history: History
+    raw_V: Tensor
+    logits_V: Tensor
+    best: int
+    peak: float
+
+    def result(self) -> RowResult:
+        row, spec = self.row, self.history.spec
+        params = spec.params
+        if self.peak == -math.inf:
+            reason = "the request allows no token at this position"
+            return RowResult(row.sequence_id, [], error=reason, fault="invalid")
+        if not math.isfinite(self.peak):
+            return RowResult(row.sequence_id, [], error="the model's logits are not finite")
+        if spec.candidates:
+            return _beam_candidates(row, spec, self.logits_V)
         if params.temperature == 0.0:
-            tokens = [best] * row.draws
+            tokens = [self.best] * row.draws
         else:
             position = row.start + len(row.token_ids)
-            distribution = Distribution(logits_V, history.spec, peak)
-            seeds = [fork_seed(history.spec.seed, index) for index in range(row.draws)]
+            distribution = Distribution(self.logits_V, spec, self.peak)
+            seeds = [fork_seed(spec.seed, index) for index in range(row.draws)]
             tokens = [distribution.draw(uniform(seed, position)) for seed in seeds]
         if params.logprobs is None:
             return RowResult(row.sequence_id, tokens)
-        return RowResult(row.sequence_id, tokens, logprobs(raw_V, tokens, params.logprobs))
+        return RowResult(row.sequence_id, tokens, logprobs(self.raw_V, tokens, params.logprobs))
 
 
 class History:
@@ -88,6 +114,11 @@ class History:
         )
         self._output: Counter[int] = Counter(self.tokens[spec.prompt_length :]) if self._penalizes else Counter()
         self._seen = set(self.tokens) if self._penalizes else set()
+        # Index tensors are made once: a request may allow most of a vocabulary.
+        self._allowed = None if params.allowed_token_ids is None else torch.tensor(sorted({*params.allowed_token_ids}))
+        self._ends = torch.tensor(sorted({*spec.end_token_ids}), dtype=torch.int64)
+        self._bias = torch.tensor(list((params.logit_bias or {}).values()))
+        self._biased = torch.tensor(list(params.logit_bias or {}), dtype=torch.int64)
         self.adjusts = bool(
             self._penalizes
             or spec.bad_words
@@ -104,22 +135,26 @@ class History:
             self._output.update(fresh)
             self._seen.update(fresh)
 
-    def adjust(self, logits_V: Tensor) -> None:
-        """Apply, in place, what does not depend on temperature."""
+    def prepare(self, row: Row, logits_V: Tensor) -> None:
+        """Take in the row's tokens; apply, in place, what does not depend on temperature."""
+        self.follow(row)
+        if self.adjusts:
+            self._adjust(logits_V)
+
+    def _adjust(self, logits_V: Tensor) -> None:
         params = self.spec.params
-        if params.allowed_token_ids is not None:
-            allowed = torch.tensor(params.allowed_token_ids, device=logits_V.device)
+        device = logits_V.device
+        if self._allowed is not None:
+            allowed = self._allowed.to(device)
             kept = logits_V[allowed]
             logits_V.fill_(-math.inf)
             logits_V[allowed] = kept
-        forbidden = self._forbidden_words()
+        if forbidden := self._forbidden_words():
+            logits_V[torch.tensor(forbidden, device=device)] = -math.inf
         if len(self.tokens) - self.spec.prompt_length < params.min_tokens:
-            forbidden += self.spec.end_token_ids
-        if forbidden:
-            logits_V[torch.tensor(forbidden, device=logits_V.device)] = -math.inf
+            logits_V[self._ends.to(device)] = -math.inf
         if params.logit_bias:
-            ids = torch.tensor(list(params.logit_bias), device=logits_V.device)
-            logits_V[ids] += torch.tensor(list(params.logit_bias.values()), device=logits_V.device)
+            logits_V[self._biased.to(device)] += self._bias.to(device)
         if self._penalizes:
             self._penalize(logits_V)
 

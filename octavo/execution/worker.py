@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
+from pathlib import Path
 
 import torch
 
@@ -80,12 +82,14 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(asked: str, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
-    """auto: the checkpoint's own 16-bit type, bfloat16 for a float32 one; float32 where a CPU cannot multiply it."""
+    """auto: a GPU's float16 checkpoints stay so, all else is bfloat16; float32 where a CPU cannot multiply that."""
     if asked != "auto":
         return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[asked]
     stored = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
     if device.type == "cpu":
-        return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+        onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        able = onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return torch.bfloat16 if able else torch.float32
     return torch.float16 if stored == "float16" else torch.bfloat16
 
 
@@ -98,5 +102,22 @@ def free_memory(device: torch.device, utilization: float) -> int:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return max(int(total * utilization) - (total - free), 0)
-    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
-    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+    return available_memory()
+
+
+def available_memory() -> int:
+    """Bytes that this process could still use: what the system can give, within a container's limit."""
+    available = _kernel_figure("/proc/meminfo", r"^MemAvailable:\s+(\d+) kB", 1024)
+    if available is None:
+        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = _kernel_figure("/sys/fs/cgroup/memory.max", r"^(\d+)$")
+    used = _kernel_figure("/sys/fs/cgroup/memory.current", r"^(\d+)$")
+    return available if limit is None or used is None else min(available, max(limit - used, 0))
+
+
+def _kernel_figure(path: str, pattern: str, unit: int = 1) -> int | None:
+    try:
+        found = re.search(pattern, Path(path).read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) * unit if found else None

@@ -70,9 +70,8 @@ class Compiled:
         self, x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, full_precision: bool = False
     ) -> Tensor:
         tokens, inner = x_TK.shape
-        if tokens > self._most_rows(x_TK.dtype):
-            y_TN = F.linear(x_TK, weight_NK, bias_N)
-            return y_TN.float() if full_precision else y_TN
+        if not full_precision and tokens > self._most_rows(x_TK.dtype):
+            return F.linear(x_TK, weight_NK, bias_N)
         outer = weight_NK.size(0)
         assert weight_NK.is_contiguous()
         assert x_TK.stride(1) == 1

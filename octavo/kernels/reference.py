@@ -9,10 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_WIDENED_ROWS = 8192
+
 
 def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, full_precision: bool = False) -> Tensor:
-    y_TN = F.linear(x_TK, weight_NK, bias_N)
-    return y_TN.float() if full_precision else y_TN
+    if not full_precision:
+        return F.linear(x_TK, weight_NK, bias_N)
+    # Widened piece by piece: a vocabulary's matrix in float32 may be more than there is memory for.
+    y_TN = torch.cat([F.linear(x_TK.float(), piece.float()) for piece in torch.split(weight_NK, _WIDENED_ROWS)], 1)
+    return y_TN if bias_N is None else y_TN + bias_N
 
 
 def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:

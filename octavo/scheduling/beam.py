@@ -1,7 +1,7 @@
 """Beam search as a pure choice: from every beam's best next tokens, which continuations live on and which are done.
 
-Follows the plain form that vLLM's `beam_search` uses: each of W beams offers its 2W best tokens; those that end the
-text become hypotheses, the W best others live on; scores are compared at the end, divided by length ** penalty.
+The plain form, as in vLLM: each of W beams offers its 2W best tokens; those that end the text become hypotheses, the W
+best others live on. At the end scores are compared, divided by (tokens of output) ** length penalty.
 """
 
 from __future__ import annotations

@@ -57,7 +57,3 @@ class BlockPool:
         """The content of an owned block is worth finding again once it is free."""
         assert self.references[block] > 0
         self._kept.add(block)
-
-    def forget_kept(self) -> None:
-        """No content is worth keeping any more."""
-        self._kept.clear()

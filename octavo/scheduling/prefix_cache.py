@@ -15,13 +15,13 @@ from octavo.scheduling.blocks import BlockPool
 
 
 class PrefixCache:
-    """Maps hash keys of full blocks to physical blocks. A disabled cache never matches."""
+    """Maps hash keys of full blocks to physical blocks. Not to be asked, nor told, anything when not `enabled`."""
 
     def __init__(self, pool: BlockPool, block_size: int, seed: bytes, enabled: bool = True) -> None:
         self._pool = pool
         self._block_size = block_size
         self._seed = seed
-        self._enabled = enabled
+        self.enabled = enabled
         self._block_of: dict[bytes, int] = {}
         self._key_of: dict[int, bytes] = {}
         self.queries = 0  # tokens looked up
@@ -44,8 +44,6 @@ class PrefixCache:
 
     def match(self, keys: Sequence[bytes]) -> list[int]:
         """The longest run of cached blocks for the given keys (without root), left to right. Shares each one."""
-        if not self._enabled:
-            return []
         blocks = []
         for key in keys:
             block = self._block_of.get(key)
@@ -58,16 +56,10 @@ class PrefixCache:
 
     def insert(self, key: bytes, block: int) -> None:
         """A block's content is computed and full. The first block of a key stays the one that is found."""
-        if self._enabled and key not in self._block_of:
+        if key not in self._block_of:
             self._block_of[key] = block
             self._key_of[block] = key
             self._pool.keep(block)
-
-    def clear(self) -> None:
-        """Forget everything (the weights changed); owned blocks stay owned."""
-        for block in list(self._key_of):
-            self._forget(block)
-        self._pool.forget_kept()
 
     def _forget(self, block: int) -> None:
         del self._block_of[self._key_of.pop(block)]

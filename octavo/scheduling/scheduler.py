@@ -12,7 +12,7 @@ from bisect import insort
 from octavo.config import SchedulerConfig
 from octavo.errors import ContextTooLong, Overloaded
 from octavo.plan import Row, RowResult, StepPlan, StepResult, fork_seed
-from octavo.request import FinishReason, Logprobs, Output, Request
+from octavo.request import Fault, FinishReason, Logprobs, Output, Request
 from octavo.scheduling import beam
 from octavo.scheduling.blocks import BlockPool
 from octavo.scheduling.policy import POLICIES
@@ -51,7 +51,7 @@ class Scheduler:
         self._in_flight: dict[int, tuple[Sequence, int, int]] = {}  # sequence id -> (sequence, start, end) of its row
         self._removed: list[int] = []  # ids to tell the workers with the next plan
         self._arrivals = self._ids = self._steps = 0
-        self._queued_tokens = 0  # prompt tokens of requests that have not started
+        self._queued_requests = self._queued_tokens = 0  # that have not started; tokens of their prompts
 
     # ------------------------------------------------------------------ requests come and go
 
@@ -73,7 +73,7 @@ class Scheduler:
                 param="prompt",
             )
         self._check_queue(length)
-        group = Group(request, self._policy(request, self._arrivals))
+        group = Group(request, self._policy(request, self._arrivals), frozenset(request.end_token_ids))
         self._arrivals += 1
         self._groups[request.request_id] = group
         root = self.prefix_cache.root(request.adapter, request.cache_salt)
@@ -83,6 +83,7 @@ class Scheduler:
             key=_order,
         )
         self._queued_tokens += length
+        self._queued_requests += 1
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """Forget a request, or one of its sequences, at any moment; unknown ones are ignored (just finished)."""
@@ -97,9 +98,9 @@ class Scheduler:
             self._end_group(group)
 
     def _check_queue(self, tokens: int) -> None:
-        limit = self.config.max_num_queued_tokens
-        if len(self.waiting) >= self.config.max_num_queued_reqs:
-            raise Overloaded(f"{len(self.waiting)} requests are waiting already; try again later")
+        most, limit = self.config.max_num_queued_reqs, self.config.max_num_queued_tokens
+        if most is not None and self._queued_requests >= most:
+            raise Overloaded(f"{self._queued_requests} requests are waiting already; try again later")
         if limit is not None and self._queued_tokens and self._queued_tokens + tokens > limit:
             raise Overloaded(f"{self._queued_tokens} prompt tokens are waiting already; try again later")
 
@@ -203,6 +204,8 @@ class Scheduler:
 
     def _adopt_prefix(self, sequence: Sequence) -> None:
         """Start from the blocks that the prefix cache holds; at least one token is left to compute."""
+        if not self.prefix_cache.enabled:
+            return
         if sequence.group.request.params.prompt_logprobs is not None and not sequence.group.forked:
             return  # the logits of every position are wanted
         usable = (len(sequence.tokens) - 1) // self.block_size
@@ -214,11 +217,16 @@ class Scheduler:
     def _count_prefix(self, sequence: Sequence) -> None:
         group = sequence.group
         if group.cached_tokens is None:
+            self._leave_queue(group)
             group.cached_tokens = sequence.computed
             self.started.append(group.request.request_id)
-            self._queued_tokens -= len(group.request.prompt_token_ids)
-            self.prefix_cache.queries += len(sequence.tokens)
-            self.prefix_cache.hits += sequence.computed
+            if self.prefix_cache.enabled:
+                self.prefix_cache.queries += len(sequence.tokens)
+                self.prefix_cache.hits += sequence.computed
+
+    def _leave_queue(self, group: Group) -> None:
+        self._queued_requests -= 1
+        self._queued_tokens -= len(group.request.prompt_token_ids)
 
     def _preempt(self, sequence: Sequence) -> None:
         """Give all its blocks back and queue it again: its known tokens will be computed once more."""
@@ -242,7 +250,7 @@ class Scheduler:
             if self._groups.get(group.request.request_id) is not group or sequence not in group.live:
                 continue
             if row.error is not None:
-                outputs.append(self._fail(group, row.error))
+                outputs.append(self._fail(group, row.error, row.fault))
                 continue
             if row.prompt_logprobs is not None and not group.forked:
                 group.prompt_logprobs[start:] = row.prompt_logprobs  # a preempted prompt starts over
@@ -253,6 +261,8 @@ class Scheduler:
 
     def _advance(self, sequence: Sequence, end: int) -> None:
         sequence.computed = end
+        if not self.prefix_cache.enabled:
+            return
         self.prefix_cache.extend(sequence.keys, sequence.tokens, end)
         full = end // self.block_size
         for logical in range(sequence.findable, full):
@@ -286,8 +296,7 @@ class Scheduler:
         assert search is not None
         if not all(member.candidates for member in group.live):
             return []
-        ends = frozenset(group.request.end_token_ids)
-        successors, ended = beam.advance(group.live, search.beam_width, ends)
+        successors, ended = beam.advance(group.live, search.beam_width, group.ends)
         group.hypotheses.extend(ended)
         length = sequence.output_length + 1
         if not successors or length >= group.request.max_tokens or len(sequence.tokens) + 1 >= self._capacity:
@@ -336,7 +345,7 @@ class Scheduler:
 
     def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
         request = sequence.group.request
-        if sequence.output_length > request.params.min_tokens and token in request.end_token_ids:
+        if sequence.output_length > request.params.min_tokens and token in sequence.group.ends:
             return "stop"
         if sequence.output_length >= request.max_tokens or len(sequence.tokens) >= self._capacity:
             return "length"
@@ -358,9 +367,9 @@ class Scheduler:
             cached_tokens=group.cached_tokens or 0,
         )
 
-    def _fail(self, group: Group, error: str) -> Output:
+    def _fail(self, group: Group, error: str, fault: Fault) -> Output:
         self.abort(group.request.request_id)
-        return Output(request_id=group.request.request_id, finish_reason="error", error=error)
+        return Output(request_id=group.request.request_id, finish_reason="error", error=error, fault=fault)
 
     def _end_sequence(self, sequence: Sequence) -> None:
         self._leave(sequence)
@@ -371,7 +380,7 @@ class Scheduler:
 
     def _end_group(self, group: Group) -> None:
         if group.cached_tokens is None:
-            self._queued_tokens -= len(group.request.prompt_token_ids)
+            self._leave_queue(group)
         for sequence in group.live:
             self._leave(sequence)
         group.live.clear()

@@ -15,6 +15,7 @@ class Group:
 
     request: Request
     key: Key
+    ends: frozenset[int]  # tokens that end an output
     live: list[Sequence] = field(default_factory=list)
     forked: bool = False
     prompt_logprobs: list[Logprobs] = field(default_factory=list)

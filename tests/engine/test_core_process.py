@@ -80,7 +80,7 @@ def test_what_cannot_run_is_answered_and_the_rest_goes_on(line):
     link.send(request("fine"))
     tokens, errors, _ = collect(link, "long", "fine")
     assert "32 tokens" in errors["long"].error
-    assert not errors["long"].refused
+    assert errors["long"].fault == "invalid"
     assert tokens["fine"] == [3, 4, 5, 6]
 
 
@@ -92,7 +92,7 @@ def test_a_full_queue_refuses_with_a_hint_to_retry(line):
         link.send(request(name, max_tokens=20))
     tokens, errors, _ = collect(link, *names)
     assert errors
-    assert all(output.refused for output in errors.values())
+    assert all(output.fault == "overloaded" for output in errors.values())
     assert all(len(tokens[name]) == 20 for name in names if name not in errors)
 
 

@@ -205,7 +205,7 @@ def test_a_row_that_is_not_finite_fails_alone(poison, temperature):
 def test_nothing_allowed_is_an_error_not_a_token():
     ids = [7]
     result = sample(logits_of(1), allowed_token_ids=ids, bad_words=[ids])
-    assert "allowed" in result.error
+    assert "no token" in result.error
 
 
 def test_beams_get_their_best_candidates():
@@ -214,3 +214,20 @@ def test_beams_get_their_best_candidates():
     values, ids = logits.log_softmax(0).topk(4)
     assert result.token_ids == ids.tolist()
     assert result.logprobs[0].logprobs == pytest.approx(values.tolist())
+
+
+def test_a_fault_in_one_row_ends_that_row_only():
+    sampler = Sampler()
+    for number in range(3):
+        words = [[V + 5]] if number == 1 else []  # an id that the logits do not have
+        sampler.add(spec(number, temperature=0.0, bad_words=words))
+    logits = torch.stack([logits_of(number) for number in range(3)])
+    good, bad, other = sampler.sample([row(number) for number in range(3)], logits)
+    assert bad.error
+    assert good.token_ids == [int(logits[0].argmax())]
+    assert other.token_ids == [int(logits[2].argmax())]
+
+
+def test_what_the_request_forbids_is_the_callers_fault():
+    assert sample(logits_of(1), allowed_token_ids=[7], bad_words=[[7]]).fault == "invalid"
+    assert sample(torch.full((V,), math.nan)).fault == "failed"

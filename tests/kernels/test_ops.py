@@ -141,3 +141,14 @@ def test_missing_kernels_are_reported_once(
 
 def test_tensors_off_the_cpu_use_plain_torch() -> None:
     assert ops.kernels_for(torch.empty(1, device="meta")) is reference
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_full_precision_is_never_rounded_and_never_sees_the_batch(dtype: torch.dtype) -> None:
+    x, weight = torch.randn(70, 48).to(dtype), torch.randn(33, 48).to(dtype)
+    exact = (x.double() @ weight.double().T).float()
+    for kernels in (cpu.compiled, reference):
+        whole = kernels.linear(x, weight, None, True)
+        assert whole.dtype is torch.float32
+        torch.testing.assert_close(whole, exact, atol=1e-4, rtol=1e-5)
+    assert torch.equal(cpu.compiled.linear(x, weight, None, True)[:5], cpu.compiled.linear(x[:5], weight, None, True))

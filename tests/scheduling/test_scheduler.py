@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter, defaultdict
 
 import pytest
@@ -11,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.config import SchedulerConfig
-from octavo.errors import ContextTooLong, Overloaded
+from octavo.errors import ContextTooLong, InvalidRequest, Overloaded
 from octavo.plan import RowResult, StepResult, fork_seed
 from octavo.request import BeamSearchParams, Logprobs, Request, SamplingParams
 from octavo.scheduling.scheduler import Scheduler
+from octavo.scheduling.sequence import Hypothesis
 
 BLOCK = 4
 
@@ -368,3 +370,27 @@ def test_prompt_logprobs_are_whole_whatever_the_chunks_and_skip_the_cache():
     asked = [output.prompt_logprobs for output in outputs if output.prompt_logprobs]
     assert [entry.token_ids[0] for entry in asked[0]] == list(range(1, 13))
     assert len(asked) == 1
+
+
+def test_siblings_and_preempted_sequences_are_not_queued_requests():
+    scheduler, model = make_scheduler(max_num_queued_reqs=2, max_num_seqs=1), FakeModel(64, BLOCK)
+    scheduler.add(make_request("wide", [1, 2], n=9, max_tokens=3))
+    step(scheduler, model)
+    assert len(scheduler.waiting) > 2
+    scheduler.add(make_request("b", [1]))
+    scheduler.add(make_request("c", [1]))
+    with pytest.raises(Overloaded):
+        scheduler.add(make_request("d", [1]))
+
+
+def test_without_a_bound_any_number_waits():
+    scheduler = make_scheduler()
+    for number in range(3000):
+        scheduler.add(make_request(str(number), [1]))
+
+
+@pytest.mark.parametrize("penalty", [-10.0, 10.0])
+def test_the_longest_beam_has_a_finite_score(penalty):
+    assert math.isfinite(Hypothesis([1] * 2**24, -1e6, None).score(penalty))
+    with pytest.raises(InvalidRequest):
+        BeamSearchParams(beam_width=2, max_tokens=2, length_penalty=penalty * 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from octavo.api.engine import Engine
+from octavo.face import Engine
 from octavo.api.openai.types import OpenAIFields, SamplingFields, StreamOptions
 from octavo.errors import ContextTooLong, InvalidRequest
 from octavo.request import BeamSearchParams, SamplingParams
@@ -38,7 +38,6 @@ def beam_params(request: OpenAIFields, *, max_tokens: int) -> BeamSearchParams:
         ignore_eos=bool(request.ignore_eos),
         temperature=request.temperature or 0.0,
         length_penalty=1.0 if request.length_penalty is None else request.length_penalty,
-        include_stop_str_in_output=bool(request.include_stop_str_in_output),
     )
 
 
@@ -67,7 +66,7 @@ def check_room(engine: Engine, prompt_length: int, request: SamplingFields, max_
             f"{prompt_length + max_tokens} tokens ({prompt_length} in the prompt, {max_tokens} in the completion). "
             f"Shorten the prompt or lower '{param}'."
         )
-        raise ContextTooLong(message, param="messages")
+        raise ContextTooLong(message, param="prompt")
     if (request.min_tokens or 0) > max(room, 1):
         message = f"'min_tokens' is {request.min_tokens}, but the context has room for {room} tokens after the prompt."
         raise InvalidRequest(message, param="min_tokens", code="integer_above_max_value")

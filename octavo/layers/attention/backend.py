@@ -5,7 +5,6 @@ T tokens of the step, R rows (sequences), H query heads, G key/value heads, D he
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -52,6 +51,3 @@ class AttentionBackend(Protocol):
 
     def run(self, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, cache: LayerCache, spec: AttentionSpec) -> Tensor:
         """Once per layer: writes k and v to their slots, then attends. Returns [T, H, D]."""
-
-
-Caches = Sequence[LayerCache]
