@@ -19,7 +19,23 @@ from typing import Any
 
 MIB = 2**20
 PATIENCE_S = 900.0
+QUIET_SHARE = 0.1  # of the cores busy with something else: more is worth a warning
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def busy_share(seconds: float = 0.5) -> float | None:
+    """Share of the cores that others keep busy; to be called while nothing is measured."""
+    if not Path("/proc/stat").exists():
+        return None
+
+    def read() -> tuple[int, int]:
+        ticks = [int(count) for count in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        return sum(ticks), ticks[3] + ticks[4]
+
+    all_before, idle_before = read()
+    time.sleep(seconds)
+    all_after, idle_after = read()
+    return 1 - (idle_after - idle_before) / max(1, all_after - all_before)
 
 
 def family(pid: int) -> list[int]:

@@ -34,7 +34,7 @@ from figures import OCTAVO, Q4, Q8, ROWS, VLLM_BF16, Figures, cell, table
 from measurements import QUICK, Engine, Llama, Peer, Prompts, Work, measure_servers, printed
 from peers import BENCH, CORES, LLAMA_CPP, VLLM, VLLM_TORCH, LlamaCpp, Vllm
 from plot import Bars, svg
-from processes import Contestant, octavo_serve
+from processes import QUIET_SHARE, Contestant, busy_share, octavo_serve
 
 from octavo import __version__
 from octavo.checkpoint import resolve
@@ -42,22 +42,6 @@ from octavo.config import ModelConfig
 
 PARTS = ("decode", "prefill", "http", "start")
 SHORT_NAMES = {"octavo": OCTAVO, "llama-q4": Q4, "llama-q8": Q8, "vllm": VLLM_BF16}
-QUIET_SHARE = 0.1  # of the cores busy with something else: more is worth a warning
-
-
-def busy_share(seconds: float = 0.5) -> float | None:
-    """Share of the cores that others keep busy; to be called while nothing is measured."""
-    if not Path("/proc/stat").exists():
-        return None
-
-    def read() -> tuple[int, int]:
-        ticks = [int(count) for count in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-        return sum(ticks), ticks[3] + ticks[4]
-
-    all_before, idle_before = read()
-    time.sleep(seconds)
-    all_after, idle_after = read()
-    return 1 - (idle_after - idle_before) / max(1, all_after - all_before)
 
 
 def machine(seconds: float) -> dict[str, Any]:

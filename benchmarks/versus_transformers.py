@@ -22,7 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
-from processes import Contestant, Server, octavo_serve
+from processes import QUIET_SHARE, Contestant, Server, busy_share, octavo_serve
 
 from octavo.checkpoint import resolve
 from octavo.config import ModelConfig
@@ -150,14 +150,16 @@ class Agreement:
 
 def measure_cases(
     contestants: dict[str, Contestant], prompts: Prompts, rounds: int, say: Callable[[str], None]
-) -> tuple[list[Line], Agreement]:
-    lines, agreement = [], Agreement()
+) -> tuple[list[Line], Agreement, float]:
+    """The lines, how far both agree, and the largest share of the cores that others kept busy."""
+    lines, agreement, busiest = [], Agreement(), 0.0
     for case in CASES:
         line = Line(case.name)
         lines.append(line)
         for contestant in contestants.values():  # warm up: code, caches, memory
             contestant.ask(prompts=prompts.draw(case), max_tokens=min(4, case.new_tokens))
         for names in turns(rounds):
+            busiest = max(busiest, busy_share() or 0.0)
             calls = [prompts.draw(case) for _ in range(case.calls)]
             outputs: dict[str, list[list[int]]] = {}
             for name in names:
@@ -166,7 +168,7 @@ def measure_cases(
                 getattr(line, name).append(case.tokens() / sum(reply["seconds"] for reply in replies))
                 say(f"{case.name}, {name}: {getattr(line, name)[-1]:,.1f}")
             agreement.count(outputs["octavo"], outputs["transformers"])
-    return lines, agreement
+    return lines, agreement, busiest
 
 
 def machine() -> dict[str, str | int]:
@@ -201,7 +203,7 @@ def main() -> None:
         for contestant in contestants.values():
             contestant.read()
         prompts = Prompts(contestants["transformers"].ask(encode=TEXT.read_text())["token_ids"])
-        lines, agreement = measure_cases(contestants, prompts, arguments.rounds, say)
+        lines, agreement, busiest = measure_cases(contestants, prompts, arguments.rounds, say)
         weights = {name: contestant.memory_mib() for name, contestant in contestants.items()}
     finally:
         for contestant in contestants.values():
@@ -214,12 +216,15 @@ def main() -> None:
     print(f"\n{'':<34} {'octavo':>9} {'transformers':>13} {'ratio':>8}  lowest–highest")
     print(*lines, sep="\n")
     print(f"{agreement.same} of {agreement.all} sequences began with the same {AGREEMENT} tokens from both")
+    warning = ": measure again on a quiet machine" if busiest > QUIET_SHARE else ""
+    print(f"others kept at most {busiest:.0%} of the cores busy{warning}")
     if arguments.output_json:
         result = {
             "machine": here,
             "model": checkpoint.name,
             "measurements": [{**asdict(line), "ratios": line.ratios()} for line in lines],
             "agreement": asdict(agreement),
+            "busy_share_of_others": busiest,
         }
         arguments.output_json.write_text(json.dumps(result, indent=2) + "\n")
 
