@@ -18,7 +18,6 @@ from starlette.routing import Route
 
 from octavo.api.auth import BearerAuth
 from octavo.api.desk import Desk
-from octavo.api.engine import Engine
 from octavo.api.exchange import Endpoint, Handler, RequestLog
 from octavo.api.generate import generate
 from octavo.api.limits import Limits
@@ -30,6 +29,7 @@ from octavo.api.tokens import detokenize, tokenize
 from octavo.api.wire import error_response
 from octavo.config import ServerConfig
 from octavo.errors import InvalidRequest, NotFound
+from octavo.face import Engine
 
 _GET: dict[str, Handler] = {
     "/live": live,

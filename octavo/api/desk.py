@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from octavo.api.engine import Engine
 from octavo.api.limits import Limits
 from octavo.errors import EngineDead, Overloaded
+from octavo.face import Engine
 
 
 class Starting(Overloaded):

@@ -16,14 +16,13 @@ from msgspec import Meta, Struct
 from starlette.responses import Response
 
 from octavo.api.desk import Call
-from octavo.api.engine import Engine
 from octavo.api.generation import Job, Tally, collect, deltas
 from octavo.api.limits import PROMPTS, check_product
-from octavo.api.openai.prompts import encode_prompt
 from octavo.api.openai.sampling import check_room, sampling_params
 from octavo.api.openai.types import COMPLETION_UNSUPPORTED, MaxTokens, SamplingFields, Sequences
 from octavo.api.wire import decode, json_response
 from octavo.errors import InvalidRequest
+from octavo.face import Engine
 
 _DEFAULT_NEW_TOKENS = 128
 _UNSUPPORTED = {**COMPLETION_UNSUPPORTED, "stream": "Use /v1/completions to stream."}
@@ -46,7 +45,7 @@ class GenerateResponse(Struct, kw_only=True):
 
 async def generate(call: Call) -> Response:
     engine = call.desk.serving
-    request = decode(call.body, GenerateRequest, _UNSUPPORTED)
+    request = await decode(call.body, GenerateRequest, _UNSUPPORTED)
     prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
     count = _count(request)
     check_product(len(prompts), count, "num_return_sequences")
@@ -58,7 +57,7 @@ async def generate(call: Call) -> Response:
 
 
 async def _job(call: Call, engine: Engine, request: GenerateRequest, prompt: str, index: int) -> Job:
-    ids = await encode_prompt(engine, prompt)
+    _, ids = await engine.encode(prompt)
     count = _count(request)
     changes: dict[str, Any] = {"temperature": 0.0} if request.do_sample is False else {}
     params = sampling_params(request, engine, max_tokens=_max_tokens(request, engine, len(ids)), n=count, **changes)

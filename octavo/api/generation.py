@@ -13,33 +13,11 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from octavo.api.engine import Engine
-from octavo.api.limits import TEXT_CHARACTERS_PER_TOKEN
-from octavo.errors import ContextTooLong
+from octavo.face import Engine
 from octavo.request import BeamSearchParams, FinishReason, Logprob, RequestOutput, SamplingParams
 
 T = TypeVar("T")
 PromptLogprobs = list[dict[int, Logprob] | None]
-
-_THREAD_WORTHY = 8192  # characters; shorter texts are tokenized faster than a thread wakes
-
-
-def check_length(engine: Engine, characters: int, param: str) -> None:
-    """Refuse a text that cannot fit the context whatever its tokens are. Raises ContextTooLong."""
-    if characters > engine.max_model_len * TEXT_CHARACTERS_PER_TOKEN:
-        limit = f"This model's maximum context length is {engine.max_model_len} tokens"
-        raise ContextTooLong(f"{limit}; a text of {characters} characters is longer.", param=param)
-
-
-async def encode(engine: Engine, text: str, param: str, *, add_special_tokens: bool = True) -> list[int]:
-    """Token ids of a text. Long texts are tokenized off the event loop, hopeless ones not at all.
-
-    Raises ContextTooLong.
-    """
-    check_length(engine, len(text), param)
-    if len(text) < _THREAD_WORTHY:
-        return engine.tokenizer.encode(text, add_special_tokens)
-    return await asyncio.to_thread(engine.tokenizer.encode, text, add_special_tokens)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -123,7 +101,12 @@ async def deltas(engine: Engine, jobs: Sequence[Job], tally: Tally) -> AsyncGene
 
 def _outputs(engine: Engine, job: Job) -> AsyncGenerator[RequestOutput, None]:
     outputs = engine.generate(
-        job.prompt_token_ids, job.params, job.request_id, priority=job.priority, cache_salt=job.cache_salt
+        job.prompt_token_ids,
+        job.params,
+        job.request_id,
+        priority=job.priority,
+        cache_salt=job.cache_salt,
+        output_kind="delta",
     )
     assert isinstance(outputs, AsyncGenerator)  # closing it is how a request is aborted
     return outputs

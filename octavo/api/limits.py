@@ -23,7 +23,6 @@ class Limits:
     shutdown_seconds: float = 5.0  # what a request in flight gets to finish after SIGTERM
 
 
-JSON_DEPTH = 64
 JSON_TOP_LEVEL_FIELDS = 256
 MESSAGES = 4096
 CONTENT_PARTS = 1024
@@ -43,7 +42,6 @@ CHAT_TOP_LOGPROBS = 20
 CACHE_SALT_LENGTH = 256
 TEMPLATE_KWARGS = 16
 TEMPLATE_KWARG_LENGTH = 1024
-TEXT_CHARACTERS_PER_TOKEN = 256  # text longer than this × the context cannot fit it, whatever the tokenizer
 
 
 def check_product(prompts: int, n: int, param: str = "n") -> None:

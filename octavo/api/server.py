@@ -11,6 +11,7 @@ import functools
 import math
 import os
 import socket
+import ssl
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,8 +27,28 @@ from octavo.errors import ConfigError
 
 
 def bind(config: ServerConfig) -> socket.socket:
-    """The socket to listen on, reserved before anything slow begins. Raises ConfigError."""
+    """The socket to listen on, reserved before anything slow begins; TLS files are tried too. Raises ConfigError."""
+    if config.ssl_certfile and config.ssl_keyfile:
+        _check_tls(config.ssl_certfile, config.ssl_keyfile)
     return _bind_unix(config.uds) if config.uds else _bind_tcp(config.host, config.port)
+
+
+def _check_tls(certfile: str, keyfile: str) -> None:
+    files = f"--ssl-certfile {certfile} and --ssl-keyfile {keyfile}"
+
+    def ask_password() -> str:  # without this, OpenSSL would ask whoever sits at the terminal
+        raise ConfigError(f"the private key {keyfile} is encrypted; octavo needs it without a passphrase")
+
+    try:
+        for path in (certfile, keyfile):
+            with Path(path).open("rb"):
+                pass  # OpenSSL does not say which of the two cannot be read
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certfile, keyfile, ask_password)
+    except ssl.SSLError as error:
+        why = f" ({error.reason})" if error.reason else ""
+        raise ConfigError(f"{files} are no certificate chain and its private key, in PEM form{why}") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {error.filename}: {error.strerror}") from None
 
 
 def _bind_tcp(host: str, port: int) -> socket.socket:

@@ -9,12 +9,12 @@ from msgspec import Meta, Struct
 from starlette.responses import Response
 
 from octavo.api.desk import Call
-from octavo.api.generation import encode
 from octavo.api.openai.models import check_model
-from octavo.api.openai.prompts import encode_chat
+from octavo.api.openai.prompts import render_chat
 from octavo.api.openai.types import CHAT_UNSUPPORTED, Messages, TemplateKwargs, TokenId
 from octavo.api.wire import decode, json_response
 from octavo.errors import InvalidRequest
+from octavo.face import Engine
 
 _UNSUPPORTED = {name: CHAT_UNSUPPORTED[name] for name in ("chat_template", "tools")}
 
@@ -51,34 +51,37 @@ class DetokenizeResponse(Struct, kw_only=True):
 
 async def tokenize(call: Call) -> Response:
     engine = call.desk.serving
-    request = decode(call.body, TokenizeRequest, _UNSUPPORTED)
+    request = await decode(call.body, TokenizeRequest, _UNSUPPORTED)
     check_model(engine, request.model)
-    if request.prompt is not None and request.messages is not None:
-        raise InvalidRequest("Send either 'prompt' or 'messages', not both.", param="messages", code="invalid_value")
-    if request.prompt is not None:
-        tokens = await encode(
-            engine, request.prompt, "prompt", add_special_tokens=request.add_special_tokens is not False
-        )
-    elif request.messages is not None:
-        tokens = await encode_chat(
-            engine,
-            request.messages,
-            add_generation_prompt=request.add_generation_prompt,
-            continue_final_message=request.continue_final_message,
-            template_kwargs=request.chat_template_kwargs,
-            add_special_tokens=bool(request.add_special_tokens),
-        )
-    else:
-        raise InvalidRequest("Missing required parameter: 'prompt'.", param="prompt", code="missing_required_parameter")
+    text, special = _text(engine, request)
+    tokens = await asyncio.to_thread(engine.tokenizer.encode, text, special)  # be it longer than the context
     answer = TokenizeResponse(count=len(tokens), max_model_len=engine.max_model_len, tokens=tokens)
     if request.return_token_strs:
         answer.token_strs = [engine.tokenizer.token(token) for token in tokens]
     return json_response(answer)
 
 
+def _text(engine: Engine, request: TokenizeRequest) -> tuple[str, bool]:
+    """What to encode, and whether special tokens are added. Raises InvalidRequest."""
+    if request.prompt is not None and request.messages is not None:
+        raise InvalidRequest("Send either 'prompt' or 'messages', not both.", param="messages", code="invalid_value")
+    if request.prompt is not None:
+        return request.prompt, request.add_special_tokens is not False
+    if request.messages is None:
+        raise InvalidRequest("Missing required parameter: 'prompt'.", param="prompt", code="missing_required_parameter")
+    text = render_chat(
+        engine,
+        request.messages,
+        add_generation_prompt=request.add_generation_prompt,
+        continue_final_message=request.continue_final_message,
+        template_kwargs=request.chat_template_kwargs,
+    )
+    return text, bool(request.add_special_tokens)
+
+
 async def detokenize(call: Call) -> Response:
     engine = call.desk.serving
-    request = decode(call.body, DetokenizeRequest)
+    request = await decode(call.body, DetokenizeRequest)
     check_model(engine, request.model)
     for index, token in enumerate(request.tokens):
         if token >= engine.tokenizer.vocab_size:

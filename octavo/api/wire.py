@@ -6,6 +6,7 @@ says what was expected. Knows nothing of routes, engines or what the fields mean
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 from starlette.responses import Response
 
-from octavo.api.limits import JSON_DEPTH, JSON_TOP_LEVEL_FIELDS
+from octavo.api.limits import JSON_TOP_LEVEL_FIELDS
 from octavo.errors import InvalidRequest, OctavoError, Overloaded, Unauthorized
 
 T = TypeVar("T")
@@ -33,60 +34,45 @@ _WRONG_TYPE = re.compile(r"Expected `(?P<expected>[^`]+)`, got `(?P<got>\w+)`")
 _MISSING = re.compile(r"Object missing required field `(?P<field>\w+)`")
 _LENGTH = re.compile(r"Expected `(?P<type>array|object|str)` of length (?P<sign><=|>=) (?P<limit>\d+)")
 _RANGE = re.compile(r"Expected `(?P<type>int|float)` (?P<sign><=|>=) (?P<limit>\S+)")
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
-_INNERMOST = re.compile(rb"\[\]|\{\}")
-_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_INLINE_BYTES = 256 * 2**10  # larger bodies are decoded off the event loop
 _NEUTRAL = (b"null", b"false", b"[]", b"{}", b'""', b"0")
 
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def decode(body: bytes, shape: type[T], unsupported: Mapping[str, str] | None = None) -> T:
+async def decode(body: bytes, shape: type[T], unsupported: Mapping[str, str] | None = None) -> T:
     """Decode a JSON body into a struct.
 
     Unknown fields are ignored, except those in `unsupported` (field → why), which would change the answer: these are
     refused unless they are null, false or empty. Raises InvalidRequest.
     """
+    if len(body) <= _INLINE_BYTES:
+        return _decode(body, shape, unsupported or {})
+    return await asyncio.to_thread(_decode, body, shape, unsupported or {})
+
+
+def _decode(body: bytes, shape: type[T], unsupported: Mapping[str, str]) -> T:
     try:
         body.decode()
         fields = _fields_decoder.decode(body)
         if len(fields) > JSON_TOP_LEVEL_FIELDS:
             raise InvalidRequest(f"The body has more than {JSON_TOP_LEVEL_FIELDS} fields.")
-        for name in fields.keys() & (unsupported or {}).keys():
+        for name in fields.keys() & unsupported.keys():
             if bytes(fields[name]).strip() not in _NEUTRAL:
-                raise _unsupported(name, (unsupported or {})[name])
-        request = msgspec.json.decode(body, type=shape)
+                raise _unsupported(name, unsupported[name])
+        return msgspec.json.decode(body, type=shape)
     except UnicodeDecodeError:
         raise InvalidRequest(_BAD_JSON + "it is not UTF-8.") from None
-    except RecursionError:
-        raise _too_deep() from None
+    except RecursionError:  # msgspec descends no further than Python itself would
+        raise InvalidRequest(_BAD_JSON + "it is nested too deeply.") from None
     except msgspec.ValidationError as error:
         raise explain(str(error)) from None
     except msgspec.DecodeError as error:
         raise InvalidRequest(_BAD_JSON + f"{error}.") from None
-    if _deeper_than(body, JSON_DEPTH):
-        raise _too_deep()
-    return request
 
 
 def _unsupported(name: str, why: str) -> InvalidRequest:
     return InvalidRequest(f"Unsupported parameter: '{name}'. {why}", param=name, code="unsupported_parameter")
-
-
-def _too_deep() -> InvalidRequest:
-    return InvalidRequest(_BAD_JSON + f"it is nested deeper than {JSON_DEPTH} levels.")
-
-
-def _deeper_than(body: bytes, depth: int) -> bool:
-    """Whether valid JSON nests deeper; cheap for the usual body, which has few brackets at all."""
-    if body.count(b"[") + body.count(b"{") <= depth:
-        return False
-    brackets = _STRING.sub(b"", body).translate(None, _NOT_BRACKETS)
-    for _ in range(depth):
-        if not brackets:
-            return False
-        brackets = _INNERMOST.sub(b"", brackets)
-    return bool(brackets)
 
 
 def explain(message: str) -> InvalidRequest:

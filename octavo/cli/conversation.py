@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import aclosing, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from octavo import env
 from octavo.config import EngineConfig
-from octavo.errors import InvalidRequest
-from octavo.request import RequestOutput, SamplingParams
+from octavo.errors import InvalidRequest, Overloaded, RequestFailed
+from octavo.face import Engine
+from octavo.request import SamplingParams
 
 _HISTORY_LINES = 1000
 _HELP = """\
@@ -26,25 +27,6 @@ _HELP = """\
   /bye           leave; so does Ctrl-D
   \"\"\"            begin or end a text of several lines
   Ctrl-C         stop the answer"""
-
-
-class Engine(Protocol):
-    """The part of `AsyncLLMEngine` that a conversation needs."""
-
-    @property
-    def config(self) -> EngineConfig: ...
-    @property
-    def checkpoint(self) -> Any: ...
-    @property
-    def tokenizer(self) -> Any: ...
-    @property
-    def chat_template(self) -> Any: ...
-    @property
-    def default_sampling(self) -> dict[str, Any]: ...
-    def generate(
-        self, prompt: Any, sampling_params: SamplingParams, request_id: str
-    ) -> AsyncIterator[RequestOutput]: ...
-    async def shutdown(self) -> None: ...
 
 
 class Conversation:
@@ -95,7 +77,8 @@ class Conversation:
     async def ask(self, text: str, write: Callable[[str], None]) -> None:
         """Write the answer as it comes. Raises what the engine raises; the question is forgotten then."""
         if not self.chats:
-            await self._stream(self.engine.tokenizer.encode(text), write)
+            _, prompt = await self.engine.encode(text)
+            await self._stream(prompt, write)
             return
         self.messages.append({"role": "user", "content": text})
         answer: list[str] = []
@@ -115,11 +98,10 @@ class Conversation:
     def _prompt(self) -> list[int]:
         system = [{"role": "system", "content": self.system}] if self.system else []
         text = self.engine.chat_template.render([*system, *self.messages], add_generation_prompt=True)
-        ids: list[int] = self.engine.tokenizer.encode(text, add_special_tokens=False)
-        return ids
+        return self.engine.tokenizer.encode(text, add_special_tokens=False)
 
     async def _stream(self, prompt: list[int], write: Callable[[str], None]) -> None:
-        outputs = self.engine.generate(prompt, self.params, f"run-{next(self._requests)}")
+        outputs = self.engine.generate(prompt, self.params, f"run-{next(self._requests)}", output_kind="delta")
         async with aclosing(outputs):  # type: ignore[type-var]
             async for output in outputs:
                 if output.outputs[0].text:
@@ -167,6 +149,8 @@ def _answer(conversation: Conversation, runner: asyncio.Runner, text: str) -> No
     except InvalidRequest as error:
         hint = "; /clear begins anew" if conversation.messages else ""
         _print_note(f"{error.message}{hint}")
+    except (Overloaded, RequestFailed) as error:
+        _print_note(error.message)
     _print("\n")
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from octavo.cli.flags import Parser, add_engine_flags, engine_config, number
+from octavo.cli.leaving import leave
 from octavo.errors import ConfigError
 
 USAGE = "[MODEL] [PROMPT] [flags]"
@@ -58,7 +59,11 @@ def run(options: argparse.Namespace) -> int:
     }
     given = {name: value for name, value in sampling.items() if value is not None}
     with asyncio.Runner() as runner:
-        conversation = runner.run(Conversation.start(config, given, options.max_tokens, options.system))
+        try:
+            conversation = runner.run(Conversation.start(config, given, options.max_tokens, options.system))
+        except KeyboardInterrupt:
+            leave(130)
+            raise
         try:
             return talk(conversation, runner, prompt)
         finally:

@@ -1,14 +1,12 @@
-"""`octavo serve`: flags to configs, then `octavo.api.serving`. The port is taken before anything slow begins."""
+"""`octavo serve`: flags to configs, then `octavo.api.serving`. Port and TLS files are tried before anything slow."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import sys
-import threading
 
 from octavo.cli.flags import Parser, add_engine_flags, add_flags, engine_config, given
+from octavo.cli.leaving import leave
 from octavo.config import ServerConfig
 
 USAGE = "[MODEL] [flags]"
@@ -39,7 +37,5 @@ def run(options: argparse.Namespace) -> int:
     listener = bind(server_config)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         status = runner.run(serve(config, server_config, listener))
-        if threading.active_count() > 1:  # a download does not hear that nobody waits for it any more
-            sys.stdout.flush()
-            os._exit(status)
+        leave(status)
         return status

@@ -87,8 +87,9 @@ class FakeEngine:
         self.steps = 0  # of the last request that made one
 
     async def generate(
-        self, prompt, sampling_params, request_id, *, priority=0, cache_salt=None
+        self, prompt, sampling_params, request_id, *, priority=0, cache_salt=None, output_kind="cumulative"
     ) -> AsyncIterator[RequestOutput]:
+        assert output_kind == "delta"  # all that this engine does
         self.calls.append(
             {
                 "prompt": prompt,
@@ -113,11 +114,19 @@ class FakeEngine:
         finally:
             self.running.discard(request_id)
 
+    async def encode(self, prompt) -> tuple[str | None, list[int]]:
+        if not isinstance(prompt, str):
+            self._check(prompt)
+            return None, prompt
+        ids = self.tokenizer.encode(prompt)
+        self._check(ids)
+        return prompt, ids
+
     def _check(self, prompt: list[int]) -> None:
         if any(i >= self.tokenizer.vocab_size for i in prompt):
             raise InvalidRequest("token id outside the vocabulary", param="prompt", code="invalid_value")
         if len(prompt) >= self.max_model_len:
-            raise ContextTooLong("the prompt is too long", param="messages")
+            raise ContextTooLong("the prompt is too long", param="prompt")
 
     async def _steps(self, prompt, params, request_id) -> AsyncIterator[RequestOutput]:
         n = params.beam_width if isinstance(params, BeamSearchParams) else params.n

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from fake_engine import BOS, Client, FakeEngine, completion
 
+from octavo.api.openai.logprobs import completion_logprobs
+from octavo.errors import RequestFailed
 from octavo.request import Logprob
 
 URL = "/v1/completions"
@@ -124,10 +126,26 @@ def test_scoring_a_prompt_generates_nothing() -> None:
 
 
 def test_impossible_tokens_have_a_finite_logprob() -> None:
-    from octavo.api.openai.logprobs import completion_logprobs
-
-    found = completion_logprobs([65], [{65: Logprob(-math.inf, 9)}], 0, FakeEngine().tokenizer)
+    found, _ = completion_logprobs([65], [{65: Logprob(-math.inf, 9)}], 0, FakeEngine().tokenizer)
     assert found.token_logprobs == [-9999.0]
+
+
+def test_tokens_that_are_parts_of_characters_stay_apart() -> None:
+    snow = "☃".encode()
+    position = {token: Logprob(-1.0 - rank, rank, "\ufffd") for rank, token in enumerate(snow)}
+    found, end = completion_logprobs([*snow, 65], [position] * 3 + [{65: Logprob(-1.0)}], 7, FakeEngine().tokenizer)
+    assert found.tokens == ["bytes:\\xe2", "bytes:\\x98", "bytes:\\x83", "A"]
+    assert found.top_logprobs[0] == {"bytes:\\xe2": -1.0, "bytes:\\x98": -2.0, "bytes:\\x83": -3.0}
+    assert (found.text_offset[0], found.text_offset[3], end) == (7, 8, 9)
+
+
+def test_text_offsets_point_into_the_text() -> None:
+    for fields in ({}, {"prompt": "né", "echo": True, "add_special_tokens": False}):
+        choice = Client().post(URL, completion(logprobs=0, **fields)).json["choices"][0]
+        logprobs = choice["logprobs"]
+        for token, offset in zip(logprobs["tokens"], logprobs["text_offset"], strict=True):
+            assert token.startswith("bytes:") or choice["text"][offset] == token
+        assert "bytes:\\xc3" in logprobs["tokens"]  # of ö, in the answer
 
 
 def test_best_of_keeps_the_likeliest() -> None:
@@ -146,15 +164,17 @@ def test_an_unset_limit_is_cut_to_the_context_and_a_set_one_is_not() -> None:
     assert client.engine.calls[0]["params"].max_tokens == 5
     reply = client.post(URL, completion("abcd", max_tokens=6))
     assert reply.status == 400
-    assert (reply.error["param"], reply.error["code"]) == ("messages", "context_length_exceeded")
+    assert (reply.error["param"], reply.error["code"]) == ("prompt", "context_length_exceeded")
 
 
 def test_one_failing_prompt_fails_the_request_and_aborts_the_others() -> None:
     def reply(prompt: list[int], index: int) -> str:
+        if prompt == [67]:
+            raise RequestFailed("broke")
         return "x" * 50
 
     client = Client(FakeEngine(reply=reply))
-    answer = client.post(URL, completion([[65], [66], [299], [300]], max_tokens=50))
-    assert answer.status == 400
+    answer = client.post(URL, completion([[65], [66], [67]], max_tokens=50))
+    assert answer.status == 500
     assert client.engine.running == set()
     assert len(client.engine.aborted) == len(client.engine.calls) - 1

@@ -118,7 +118,7 @@ BAD_VALUES = [
     (CHAT, {"chat_template_kwargs": {"x": LONG}}, "chat_template_kwargs", "string_above_max_length"),
     (CHAT, {"chat_template_kwargs": {"x": [1]}}, "chat_template_kwargs", "invalid_type"),
     (CHAT, {"chat_template_kwargs": {"fail": True}}, "messages", None),
-    (CHAT, user("x" * (128 * 256 + 1)), "messages", "context_length_exceeded"),
+    (CHAT, user("x" * 200), "messages", "context_length_exceeded"),
     (CHAT, {"add_generation_prompt": True, "continue_final_message": True}, "continue_final_message", "invalid_value"),
     (CHAT, {"top_logprobs": 2}, "top_logprobs", "invalid_value"),
     (CHAT, {"logprobs": True, "top_logprobs": 21}, "top_logprobs", "integer_above_max_value"),
@@ -188,8 +188,9 @@ BAD_VALUES = [
     (COMPLETION, {"prompt": [[1.5]]}, "prompt[0][0]", "invalid_type"),
     (COMPLETION, {"prompt": ["a"] * 1025}, "prompt", "array_above_max_length"),
     (COMPLETION, {"prompt": ["a"] * 1000, "n": 3}, "n", "integer_above_max_value"),
-    (COMPLETION, {"prompt": "x" * 200}, "messages", "context_length_exceeded"),
-    (COMPLETION, {"prompt": "x" * (128 * 256 + 1)}, "prompt", "context_length_exceeded"),
+    (COMPLETION, {"prompt": "x" * 200}, "prompt", "context_length_exceeded"),
+    (COMPLETION, {"prompt": [72] * 200}, "prompt", "context_length_exceeded"),
+    (COMPLETION, {"max_tokens": 1000}, "prompt", "context_length_exceeded"),
     (COMPLETION, {"suffix": "x"}, "suffix", "unsupported_parameter"),
     (COMPLETION, {"prompt_embeds": "x"}, "prompt_embeds", "unsupported_parameter"),
     (COMPLETION, {"logprobs": 6}, "logprobs", "integer_above_max_value"),
@@ -199,7 +200,8 @@ BAD_VALUES = [
     (COMPLETION, {"best_of": 2, "stream": True}, "best_of", "invalid_value"),
     (COMPLETION, {"max_tokens": 0}, "max_tokens", "integer_below_min_value"),
     ("/generate", {"max_length": 3}, "max_length", "integer_below_min_value"),
-    ("/generate", {"max_length": 1000}, "messages", "context_length_exceeded"),
+    ("/generate", {"max_length": 1000}, "prompt", "context_length_exceeded"),
+    ("/generate", {"prompt": "x" * 200}, "prompt", "context_length_exceeded"),
     ("/generate", {"num_return_sequences": 129}, "num_return_sequences", "integer_above_max_value"),
     ("/generate", {"prompt": ""}, "prompt", "invalid_value"),
     ("/tokenize", {"prompt": None}, "prompt", "missing_required_parameter"),
@@ -271,7 +273,7 @@ def test_a_body_that_is_no_json_object(path: str, body: bytes) -> None:
     assert (reply.error["param"], reply.error["code"]) == (None, None)
 
 
-@pytest.mark.parametrize("depth", [65, 100_000])
+@pytest.mark.parametrize("depth", [2000, 100_000])
 @pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}")])
 @pytest.mark.parametrize("place", [b"surprise", b"tool_choice"])
 def test_deep_json(depth: int, opening: bytes, closing: bytes, place: bytes) -> None:
@@ -280,7 +282,7 @@ def test_deep_json(depth: int, opening: bytes, closing: bytes, place: bytes) -> 
         CHAT, b'{"model":"fake-model","messages":[{"role":"user","content":"x"}],"%b":%b}' % (place, deep)
     )
     assert reply.status == 400
-    assert "deep" in reply.error["message"] or reply.error["param"] == "tool_choice"
+    assert "nested too deeply" in reply.error["message"]
 
 
 def test_brackets_in_strings_are_not_depth() -> None:

@@ -351,3 +351,30 @@ def test_tls(tmp_path: Path) -> None:
             assert (await web.get(f"https://127.0.0.1:{port}/live")).status_code == 200
 
     run(scenario)
+
+
+@pytest.mark.parametrize("case", ["junk", "no certificate", "no key", "encrypted key", "another's key"])
+def test_tls_files_that_do_not_work_are_found_when_binding(tmp_path: Path, case: str) -> None:
+    certificate, key, other = tmp_path / "certificate.pem", tmp_path / "key.pem", tmp_path / "other.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", "/CN=x"]
+    lock = ["-passout", "pass:sesame"] if case == "encrypted key" else ["-nodes"]
+    subprocess.run([*make, *lock, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    subprocess.run([*make, "-nodes", "-keyout", other, "-out", tmp_path / "c"], check=True, capture_output=True)
+    match case:
+        case "junk":
+            certificate.write_text("-----BEGIN CERTIFICATE-----\njunk\n")
+        case "no certificate":
+            certificate.unlink()
+        case "no key":
+            key.unlink()
+        case "another's key":
+            key = other
+    missing = {"no certificate": certificate, "no key": key}
+    expected = {
+        "encrypted key": f"the private key {key} is encrypted",
+        **{name: f"cannot read {path}: No such file or directory" for name, path in missing.items()},
+    }.get(case, f"--ssl-certfile {certificate} and --ssl-keyfile {key} are no certificate chain and its private key")
+    with pytest.raises(ConfigError) as caught:
+        bind(ServerConfig(port=0, ssl_certfile=str(certificate), ssl_keyfile=str(key)))
+    assert caught.value.message.startswith(expected)
+    assert "\n" not in caught.value.message

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fake_engine import BOS, Client, FakeEngine
+import threading
+
+from fake_engine import BOS, ByteTokenizer, Client, FakeEngine
 
 
 def test_generate_returns_prompt_and_continuation() -> None:
@@ -58,6 +60,12 @@ def test_detokenize() -> None:
     assert client.post("/detokenize", {"tokens": []}).json == {"prompt": ""}
 
 
-def test_long_texts_are_tokenized_off_the_event_loop() -> None:
-    text = "x" * 10_000
-    assert Client(FakeEngine(max_model_len=20_000)).post("/tokenize", {"prompt": text}).json["count"] == 10_001
+def test_a_text_longer_than_the_context_is_counted_too() -> None:
+    assert Client(FakeEngine(max_model_len=20)).post("/tokenize", {"prompt": "x" * 10_000}).json["count"] == 10_001
+
+
+def test_texts_are_tokenized_off_the_event_loop(monkeypatch) -> None:
+    threads = []
+    monkeypatch.setattr(ByteTokenizer, "encode", lambda *_: threads.append(threading.get_ident()) or [1])
+    assert Client().post("/tokenize", {"prompt": "x"}).status == 200
+    assert threads != [threading.get_ident()]

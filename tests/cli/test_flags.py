@@ -99,7 +99,7 @@ def test_every_kind_of_value() -> None:
     chosen = config(
         *("--model", "m", "--max-model-len", "4K", "--kv-cache-memory=1.5GiB", "--dtype", "float32"),
         *("--no-enable-prefix-caching", "--watermark", "0.1", "--num-threads", "2"),
-        *("--served-model-name", "a", "b", "--served-model-name", "c"),
+        *("--served-model-name", "a", "--served-model-name", "b,c"),
     )
     assert chosen.model.model == "m"
     assert chosen.model.max_model_len == 4096
@@ -108,7 +108,7 @@ def test_every_kind_of_value() -> None:
     assert chosen.cache.enable_prefix_caching is False
     assert chosen.scheduler.watermark == 0.1
     assert chosen.execution.num_threads == 2
-    assert chosen.model.served_model_name == ("a", "b", "c")
+    assert chosen.model.served_model_name == ("a", "b,c")
     assert config("--max-model-len", "-1").model.max_model_len == -1
 
 
@@ -150,6 +150,12 @@ def test_a_model_is_named_once() -> None:
     assert engine_config(options, options.model_argument).model.model == "a"
 
 
+def test_a_flag_of_many_values_takes_one_at_a_time() -> None:
+    options = parser_of(serve).parse(["--api-key", "one", "--api-key", "two", "gpt2"])
+    assert options.model_argument == "gpt2"
+    assert ServerConfig(**given(options, (ServerConfig,))).api_key == ("one", "two")
+
+
 def test_help_shows_defaults_by_group(capsys) -> None:
     with pytest.raises(SystemExit) as caught:
         parser_of(serve).parse(["--help"])
@@ -159,3 +165,4 @@ def test_help_shows_defaults_by_group(capsys) -> None:
     assert "The paged KV cache: --block-size N tokens in a block (default: 16)" in text
     assert "--no-enable-prefix-caching reuse the KV blocks of equal prompt beginnings (default: on)" in text
     assert "and of dummy weights (default: 0)" in text
+    assert text.count("(may be repeated)") == 3

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -13,7 +15,7 @@ from octavo import env
 from octavo.cli import conversation as module
 from octavo.cli.conversation import Conversation, talk
 from octavo.cli.run import split_words
-from octavo.errors import ConfigError, InvalidRequest
+from octavo.errors import ConfigError, EngineDead, InvalidRequest, Overloaded, RequestFailed
 
 
 @pytest.mark.parametrize(
@@ -125,6 +127,50 @@ def test_a_refused_question_is_forgotten(runner, monkeypatch, capsys) -> None:
     talk(Conversation(engine, {}), runner, None)
     assert "/clear begins anew" in capsys.readouterr().err
     assert prompts(engine)[2] == "<user>one<assistant>yes<user>two<assistant>"
+
+
+@pytest.mark.parametrize("error", [RequestFailed("broke"), Overloaded("full")])
+def test_a_failed_answer_does_not_end_the_conversation(runner, monkeypatch, capsys, error) -> None:
+    def reply(prompt: list[int], index: int) -> str:
+        if b"two" in bytes(prompt):
+            raise error
+        return "yes"
+
+    typing(monkeypatch, "one", "two", "three")
+    engine = FakeEngine(reply=reply, max_model_len=1000)
+    assert talk(Conversation(engine, {}), runner, None) == 0
+    out, err = capsys.readouterr()
+    assert out == "yes\n\nyes\n\n"
+    assert error.message in err
+    assert prompts(engine)[2] == "<user>one<assistant>yes<user>three<assistant>"
+
+
+def test_an_engine_that_died_ends_the_conversation(runner, monkeypatch) -> None:
+    typing(monkeypatch, "one", "two")
+    with pytest.raises(EngineDead):
+        talk(Conversation(FakeEngine(error=EngineDead("gone")), {}), runner, None)
+
+
+DOWNLOAD = """
+import asyncio, os, signal, threading
+from octavo.cli.main import main
+from octavo.engine.async_engine import AsyncLLMEngine
+
+def download():
+    os.kill(os.getpid(), signal.SIGINT)
+    threading.Event().wait(60)
+
+async def start(config):
+    await asyncio.to_thread(download)
+
+AsyncLLMEngine.start = start
+raise SystemExit(main(["run", "Hi"]))
+"""
+
+
+def test_ctrl_c_does_not_wait_for_a_download() -> None:
+    done = subprocess.run([sys.executable, "-c", DOWNLOAD], capture_output=True, timeout=30, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_without_a_template_texts_are_continued(runner, monkeypatch, capsys) -> None:

@@ -176,3 +176,12 @@ def test_a_taken_port_is_found_before_anything_is_loaded(capsys) -> None:
     assert (
         capsys.readouterr().err == f"octavo: port {port} on 127.0.0.1 is already in use; choose another with --port\n"
     )
+
+
+def test_tls_files_are_tried_before_anything_is_loaded(tmp_path, capsys) -> None:
+    (tmp_path / "junk.pem").write_text("junk")
+    junk = str(tmp_path / "junk.pem")
+    assert main(["serve", "/no/such/model", "--port", "0", "--ssl-certfile", junk, "--ssl-keyfile", junk]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"octavo: --ssl-certfile {junk} and --ssl-keyfile {junk} are no certificate chain")
+    assert error.count("\n") == 1

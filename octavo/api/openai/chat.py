@@ -11,11 +11,10 @@ from msgspec import UNSET, UnsetType
 from starlette.types import ASGIApp
 
 from octavo.api.desk import Call
-from octavo.api.engine import Engine
 from octavo.api.generation import Delta, Job, Opening, Tally, collect, deltas
 from octavo.api.openai.logprobs import chat_logprobs, wire_prompt_logprobs
 from octavo.api.openai.models import check_model, fingerprint
-from octavo.api.openai.prompts import encode_chat
+from octavo.api.openai.prompts import encode, render_chat
 from octavo.api.openai.sampling import beam_params, check_common, check_room, sampling_params
 from octavo.api.openai.types import (
     CHAT_UNSUPPORTED,
@@ -33,12 +32,13 @@ from octavo.api.openai.usage import usage
 from octavo.api.stream import EventStream
 from octavo.api.wire import decode, json_response
 from octavo.errors import InvalidRequest
+from octavo.face import Engine
 from octavo.request import BeamSearchParams, Logprob, SamplingParams
 
 
 async def chat_completions(call: Call) -> ASGIApp:
     engine = call.desk.serving
-    request = decode(call.body, ChatRequest, CHAT_UNSUPPORTED)
+    request = await decode(call.body, ChatRequest, CHAT_UNSUPPORTED)
     options = _check(request)
     model = check_model(engine, request.model)
     try:
@@ -72,13 +72,14 @@ def _check(request: ChatRequest) -> StreamOptions:
 
 
 async def _job(call: Call, engine: Engine, request: ChatRequest) -> Job:
-    prompt = await encode_chat(
+    text = render_chat(
         engine,
         request.messages,
         add_generation_prompt=request.add_generation_prompt,
         continue_final_message=request.continue_final_message,
         template_kwargs=request.chat_template_kwargs,
     )
+    prompt = await encode(engine, text, add_special_tokens=False)
     limit = request.max_completion_tokens or request.max_tokens
     check_room(engine, len(prompt), request, limit, "max_tokens")
     params: SamplingParams | BeamSearchParams

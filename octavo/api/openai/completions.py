@@ -11,12 +11,11 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from octavo.api.desk import Call
-from octavo.api.engine import Engine
 from octavo.api.generation import Delta, Job, Tally, collect, deltas
 from octavo.api.limits import check_product
 from octavo.api.openai.logprobs import Position, completion_logprobs, wire_prompt_logprobs
 from octavo.api.openai.models import check_model, fingerprint
-from octavo.api.openai.prompts import encode_prompt, split_prompts
+from octavo.api.openai.prompts import encode, split_prompts
 from octavo.api.openai.sampling import beam_params, check_common, check_room, sampling_params
 from octavo.api.openai.types import (
     COMPLETION_UNSUPPORTED,
@@ -29,6 +28,7 @@ from octavo.api.openai.usage import usage
 from octavo.api.stream import EventStream
 from octavo.api.wire import decode, json_response
 from octavo.errors import InvalidRequest
+from octavo.face import Engine
 from octavo.request import BeamSearchParams, FinishReason, SamplingParams
 
 _DEFAULT_MAX_TOKENS = 16
@@ -36,7 +36,7 @@ _DEFAULT_MAX_TOKENS = 16
 
 async def completions(call: Call) -> ASGIApp:
     engine = call.desk.serving
-    request = decode(call.body, CompletionRequest, COMPLETION_UNSUPPORTED)
+    request = await decode(call.body, CompletionRequest, COMPLETION_UNSUPPORTED)
     options = _check(request)
     model = check_model(engine, request.model)
     prompts = split_prompts(request.prompt)
@@ -68,7 +68,7 @@ def _check(request: CompletionRequest) -> StreamOptions:
 async def _job(
     call: Call, engine: Engine, request: CompletionRequest, prompt: str | list[int], width: int, index: int, count: int
 ) -> Job:
-    ids = await encode_prompt(engine, prompt, add_special_tokens=request.add_special_tokens is not False)
+    ids = await encode(engine, prompt, add_special_tokens=request.add_special_tokens is not False)
     return Job(
         request_id=f"cmpl-{call.request_id}" + (f"-{index}" if count > 1 else ""),
         prompt_token_ids=ids,
@@ -127,16 +127,15 @@ class CompletionAnswer:
         choices = await collect(self._deltas(jobs), len(jobs) * width)
         if width > (self.request.n or 1):
             choices = _best(choices, width, self.request.n or 1)
-        wire = [self._choice(choice, index // (self.request.n or 1), 0) for index, choice in enumerate(choices)]
+        offsets: defaultdict[int, int] = defaultdict(int)
+        wire = [self._choice(choice, index // (self.request.n or 1), offsets) for index, choice in enumerate(choices)]
         return Completion(choices=wire, usage=usage(self.tally), **self.common)
 
     async def chunks(self, jobs: Sequence[Job]) -> AsyncGenerator[Completion, None]:
         offsets: defaultdict[int, int] = defaultdict(int)
         async with aclosing(self._deltas(jobs)) as parts:
             async for delta in parts:
-                choice = self._choice(delta, delta.index // jobs[0].n, offsets[delta.index])
-                if choice.logprobs is not None:
-                    offsets[delta.index] += sum(map(len, choice.logprobs.tokens))
+                choice = self._choice(delta, delta.index // jobs[0].n, offsets)
                 if _says_something(choice):
                     yield self._chunk([choice])
         if self.options.include_usage:
@@ -158,8 +157,11 @@ class CompletionAnswer:
                     delta = Delta(index=delta.index, opening=delta.opening, finish_reason=finish)
                 yield delta
 
-    def _choice(self, delta: Delta, prompt: int, offset: int) -> CompletionChoice:
-        """A delta on the wire, be it a step or a whole; with echo, its opening brings the prompt's text and tokens."""
+    def _choice(self, delta: Delta, prompt: int, offsets: defaultdict[int, int]) -> CompletionChoice:
+        """A delta on the wire, be it a step or a whole; with echo, its opening brings the prompt's text and tokens.
+
+        `offsets`: how far each choice's text has come, as its logprobs count; kept here.
+        """
         request, opening = self.request, delta.opening
         choice = CompletionChoice(index=delta.index, text=delta.text)
         choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
@@ -171,7 +173,9 @@ class CompletionAnswer:
                 token_ids = opening.prompt_token_ids + token_ids
                 positions = [*opening.prompt_logprobs, *(positions or ())]
         if request.logprobs is not None and positions is not None:
-            choice.logprobs = completion_logprobs(token_ids, positions, offset, self.engine.tokenizer)
+            choice.logprobs, offsets[delta.index] = completion_logprobs(
+                token_ids, positions, offsets[delta.index], self.engine.tokenizer
+            )
         if request.return_token_ids:
             choice.token_ids = delta.token_ids
         if opening is not None and request.return_token_ids:

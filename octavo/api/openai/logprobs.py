@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from octavo.api.engine import Tokenizer
 from octavo.api.generation import PromptLogprobs
 from octavo.api.openai.types import (
     ChatLogprobs,
@@ -14,8 +13,10 @@ from octavo.api.openai.types import (
     WireLogprob,
     WirePromptLogprobs,
 )
+from octavo.face import Tokenizer
 from octavo.request import Logprob
 
+_CONTINUES = range(0x80, 0xC0)  # UTF-8 bytes inside a character
 _LOWEST = -9999.0  # JSON has no infinity
 
 Position = dict[int, Logprob] | None
@@ -56,24 +57,37 @@ def _top_logprob(token_id: int, entry: Logprob, tokenizer: Tokenizer) -> TopLogp
 
 def completion_logprobs(
     token_ids: Sequence[int], positions: Sequence[Position], offset: int, tokenizer: Tokenizer
-) -> CompletionLogprobs:
-    """`offset`: where in the choice's text the first token begins. A prompt's first token has no logprob."""
+) -> tuple[CompletionLogprobs, int]:
+    """`offset`: where in the choice's text the first token begins; returned with it, where the next one will.
+
+    A prompt's first token has no logprob. A token that is part of a character shows its bytes: as text, all of these
+    would be the same.
+    """
     found = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
     for token_id, position in zip(token_ids, positions, strict=True):
-        text = _text(token_id, position.get(token_id) if position else None, tokenizer)
-        found.tokens.append(text)
+        found.tokens.append(_name(token_id, position.get(token_id) if position else None, tokenizer))
         found.text_offset.append(offset)
-        offset += len(text)
+        offset += sum(byte not in _CONTINUES for byte in tokenizer.token_bytes(token_id))
         if position is None:
             found.token_logprobs.append(None)
             found.top_logprobs.append(None)
             continue
         top: dict[str, float] = {}
         for other, entry in position.items():
-            top.setdefault(_text(other, entry, tokenizer), _finite(entry.logprob))
+            top.setdefault(_name(other, entry, tokenizer), _finite(entry.logprob))
         found.token_logprobs.append(_finite(position[token_id].logprob))
         found.top_logprobs.append(top)
-    return found
+    return found, offset
+
+
+def _name(token_id: int, entry: Logprob | None, tokenizer: Tokenizer) -> str:
+    """A token's text or, where its bytes are not whole characters, `bytes:\\xf0\\x9f`."""
+    raw = tokenizer.token_bytes(token_id)
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+    return _text(token_id, entry, tokenizer)
 
 
 def wire_prompt_logprobs(positions: PromptLogprobs) -> WirePromptLogprobs:

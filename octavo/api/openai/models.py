@@ -8,10 +8,10 @@ from starlette.responses import Response
 
 from octavo import __version__
 from octavo.api.desk import Call
-from octavo.api.engine import Engine
 from octavo.api.openai.types import ModelCard, ModelList
 from octavo.api.wire import json_response
 from octavo.errors import ModelNotFound
+from octavo.face import Engine
 
 
 def served_names(engine: Engine) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""From what callers send as prompts and messages to token ids."""
+"""From what callers send as prompts and messages to texts and token ids that an engine encodes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any
 
 from msgspec import UNSET
 
-from octavo.api.engine import Engine
-from octavo.api.generation import check_length, encode
 from octavo.api.limits import PROMPTS
 from octavo.api.openai.types import ChatMessage, ContentPart, Prompt, ToolCall
 from octavo.errors import InvalidRequest
+from octavo.face import Engine
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 _RESERVED = frozenset(("messages", "tools", "add_generation_prompt", "continue_final_message", "tokenize",
@@ -39,22 +38,23 @@ def split_prompts(prompt: Prompt) -> list[str | list[int]]:
     return prompts
 
 
-async def encode_prompt(engine: Engine, prompt: str | list[int], *, add_special_tokens: bool = True) -> list[int]:
-    if isinstance(prompt, list):
-        return prompt
-    return await encode(engine, prompt, "prompt", add_special_tokens=add_special_tokens)
+async def encode(engine: Engine, prompt: str | list[int], *, add_special_tokens: bool) -> list[int]:
+    """A prompt's token ids, checked against the model. Raises InvalidRequest or ContextTooLong."""
+    if isinstance(prompt, str) and not add_special_tokens:
+        prompt = engine.tokenizer.encode(prompt, False)
+    _, ids = await engine.encode(prompt)
+    return ids
 
 
-async def encode_chat(
+def render_chat(
     engine: Engine,
     messages: Sequence[ChatMessage],
     *,
     add_generation_prompt: bool | None,
     continue_final_message: bool | None,
     template_kwargs: dict[str, Any] | None,
-    add_special_tokens: bool = False,
-) -> list[int]:
-    """Token ids of the messages in the model's chat template, which writes special tokens itself."""
+) -> str:
+    """The messages in the model's chat template, which writes special tokens itself. Raises InvalidRequest."""
     if add_generation_prompt and continue_final_message:
         message = "'add_generation_prompt' and 'continue_final_message' exclude each other."
         raise InvalidRequest(message, param="continue_final_message", code="invalid_value")
@@ -63,14 +63,12 @@ async def encode_chat(
             param = f"chat_template_kwargs.{name}"
             raise InvalidRequest(f"Unsupported parameter: '{param}'.", param=param, code="unsupported_parameter")
     rendered = [_template_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
-    check_length(engine, sum(len(message["content"]) for message in rendered), "messages")
-    text = engine.chat_template.render(
+    return engine.chat_template.render(
         rendered,
         add_generation_prompt=not continue_final_message if add_generation_prompt is None else add_generation_prompt,
         continue_final_message=bool(continue_final_message),
         **(template_kwargs or {}),
     )
-    return await encode(engine, text, "messages", add_special_tokens=add_special_tokens)
 
 
 def _template_message(message: ChatMessage, place: str) -> dict[str, Any]:

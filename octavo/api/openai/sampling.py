@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from octavo.face import Engine
 from octavo.api.openai.types import OpenAIFields, SamplingFields, StreamOptions
 from octavo.errors import ContextTooLong, InvalidRequest
+from octavo.face import Engine
 from octavo.request import BeamSearchParams, SamplingParams
 
 _SHARED = SamplingFields.__struct_fields__

@@ -6,7 +6,7 @@ model's own sampling default, else OpenAI's, takes its place. `*_UNSUPPORTED` na
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
@@ -129,6 +129,10 @@ class ToolCall(Struct, kw_only=True):
     function: FunctionCall
 
 
+class ToolChoice(Struct, kw_only=True):
+    type: Name
+
+
 class ChatMessage(Struct, kw_only=True):
     role: Name
     content: (
@@ -151,7 +155,7 @@ class ChatRequest(OpenAIFields, kw_only=True):
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=limits.CHAT_TOP_LOGPROBS)] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tool_choice: str | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
 
 

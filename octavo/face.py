@@ -1,12 +1,12 @@
-"""What the desk asks of an engine: the part of `AsyncLLMEngine` that the HTTP door uses.
+"""An engine as those who talk to it see it: the part of `AsyncLLMEngine` that the HTTP door and the terminal use.
 
-Written as a protocol so that tests drive every endpoint with a scripted engine. Importing it loads no engine.
+Protocols, so that neither needs the real engine to be tested, and naming one loads none.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from octavo.config import EngineConfig
 from octavo.request import BeamSearchParams, PromptType, RequestOutput, SamplingParams
@@ -20,6 +20,8 @@ class Checkpoint(Protocol):
 class Tokenizer(Protocol):
     @property
     def vocab_size(self) -> int: ...
+    @property
+    def chat_template(self) -> str | None: ...
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
     def token(self, token_id: int) -> str: ...
@@ -42,7 +44,7 @@ class Metrics(Protocol):
 
 
 class Engine(Protocol):
-    """`generate` is an async generator: it yields only what is new, and closing it early aborts the request.
+    """`generate` is an async generator: closing it early aborts the request.
 
     `max_model_len` and `default_sampling` are known once the engine is ready.
     """
@@ -66,6 +68,8 @@ class Engine(Protocol):
     @property
     def default_sampling(self) -> Mapping[str, Any]: ...
 
+    async def encode(self, prompt: PromptType) -> tuple[str | None, list[int]]: ...
+
     def generate(
         self,
         prompt: PromptType,
@@ -74,4 +78,7 @@ class Engine(Protocol):
         *,
         priority: int = 0,
         cache_salt: str | None = None,
+        output_kind: Literal["delta", "cumulative"] = "cumulative",
     ) -> AsyncIterator[RequestOutput]: ...
+
+    async def shutdown(self) -> None: ...

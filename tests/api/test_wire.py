@@ -1,0 +1,57 @@
+"""Bodies that are made to be expensive, and where large ones are decoded."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import tracemalloc
+
+import pytest
+from msgspec import Struct
+
+from octavo.api.wire import decode
+
+MEGABYTE = 2**20
+
+
+class Empty(Struct):
+    pass
+
+
+class Probe(Struct):
+    text: str
+
+    def __post_init__(self) -> None:
+        seen.append(threading.get_ident())
+
+
+seen: list[int] = []
+
+
+@pytest.mark.parametrize(("size", "inline"), [(1000, True), (256 * 2**10, True), (256 * 2**10 + 1, False)])
+def test_large_bodies_are_decoded_off_the_event_loop(size: int, inline: bool) -> None:
+    body = b'{"text":"' + b"x" * (size - 11) + b'"}'
+    assert len(body) == size
+    seen.clear()
+    assert asyncio.run(decode(body, Probe)).text == "x" * (size - 11)
+    assert (seen == [threading.get_ident()]) == inline
+
+
+def test_a_long_string_behind_brackets_takes_little_memory() -> None:
+    body = b'{"x":' + b"[" * 65 + b'"' + b"x" * (4 * MEGABYTE) + b'"' + b"]" * 65 + b"}"
+    tracemalloc.start()
+    try:
+        asyncio.run(decode(body, Empty))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * len(body)
+
+
+def test_many_nested_arrays_take_little_time() -> None:
+    deep = b"[" * 60 + b"]" * 60
+    body = b'{"x":[' + b",".join([deep] * (4 * MEGABYTE // len(deep))) + b"]}"
+    began = time.process_time()
+    asyncio.run(decode(body, Empty))
+    assert time.process_time() - began < 1.0
