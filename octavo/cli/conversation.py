@@ -88,17 +88,18 @@ class Conversation:
             write(piece)
 
         try:
-            await self._stream(self._prompt(), note)
+            await self._stream(await self._prompt(), note)
         finally:
             if answer:
                 self.messages.append({"role": "assistant", "content": "".join(answer)})
             else:
                 self.messages.pop()
 
-    def _prompt(self) -> list[int]:
+    async def _prompt(self) -> list[int]:
         system = [{"role": "system", "content": self.system}] if self.system else []
         text = self.engine.chat_template.render([*system, *self.messages], add_generation_prompt=True)
-        return self.engine.tokenizer.encode(text, add_special_tokens=False)
+        _, ids = await self.engine.encode(text, add_special_tokens=False)
+        return ids
 
     async def _stream(self, prompt: list[int], write: Callable[[str], None]) -> None:
         outputs = self.engine.generate(prompt, self.params, f"run-{next(self._requests)}", output_kind="delta")

@@ -139,15 +139,15 @@ class AsyncLLMEngine:
             if request_id in self._outputs:
                 await self.abort(request_id)
 
-    async def encode(self, prompt: PromptType) -> tuple[str | None, list[int]]:
+    async def encode(self, prompt: PromptType, *, add_special_tokens: bool = True) -> tuple[str | None, list[int]]:
         """The prompt's text, if it has one, and its token ids; long texts are encoded off the event loop.
 
         Raises InvalidRequest or ContextTooLong.
         """
         await self.wait_ready()
         if isinstance(prompt, str) and len(prompt) > _ENCODE_INLINE:
-            return await asyncio.to_thread(self._inputs.encode, prompt)
-        return self._inputs.encode(prompt)
+            return await asyncio.to_thread(self._inputs.encode, prompt, add_special_tokens)
+        return self._inputs.encode(prompt, add_special_tokens)
 
     async def abort(self, request_id: str) -> None:
         """Forget a request, wherever it is."""

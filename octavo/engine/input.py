@@ -28,20 +28,20 @@ class InputProcessor:
         self._capacity = capacity
         self._unseeded = 0
 
-    def encode(self, prompt: PromptType) -> tuple[str | None, list[int]]:
+    def encode(self, prompt: PromptType, add_special_tokens: bool = True) -> tuple[str | None, list[int]]:
         """The prompt's text, if it came as text, and its token ids. Raises InvalidRequest or ContextTooLong."""
         if isinstance(prompt, dict):
             if "prompt_token_ids" in prompt:
                 return prompt.get("prompt"), self._check_ids(prompt["prompt_token_ids"])
-            return self._encode_text(str(prompt.get("prompt", "")))
+            return self._encode_text(str(prompt.get("prompt", "")), add_special_tokens)
         if isinstance(prompt, str):
-            return self._encode_text(prompt)
+            return self._encode_text(prompt, add_special_tokens)
         return None, self._check_ids(prompt)
 
-    def _encode_text(self, prompt: str) -> tuple[str, list[int]]:
+    def _encode_text(self, prompt: str, add_special_tokens: bool) -> tuple[str, list[int]]:
         if len(prompt) > self._capacity.max_model_len * _LONGEST_TOKEN:
             raise self._too_long(f"more than {len(prompt) // _LONGEST_TOKEN}")
-        return prompt, self._check_ids(self._tokenizer.encode(prompt))
+        return prompt, self._check_ids(self._tokenizer.encode(prompt, add_special_tokens))
 
     def request(
         self,

@@ -89,7 +89,8 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError:
             raise InvalidRequest("the text holds half of a surrogate pair, which is not a character") from None
-        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        # unlike `encode`, this keeps no offsets and lets other threads run
+        return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence; bytes that are no UTF-8 become U+FFFD."""

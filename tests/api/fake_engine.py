@@ -114,11 +114,11 @@ class FakeEngine:
         finally:
             self.running.discard(request_id)
 
-    async def encode(self, prompt) -> tuple[str | None, list[int]]:
+    async def encode(self, prompt, *, add_special_tokens=True) -> tuple[str | None, list[int]]:
         if not isinstance(prompt, str):
             self._check(prompt)
             return None, prompt
-        ids = self.tokenizer.encode(prompt)
+        ids = self.tokenizer.encode(prompt, add_special_tokens)
         self._check(ids)
         return prompt, ids
 

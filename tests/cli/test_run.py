@@ -126,7 +126,7 @@ def test_a_refused_question_is_forgotten(runner, monkeypatch, capsys) -> None:
     typing(monkeypatch, "one", "x" * 100, "two")
     talk(Conversation(engine, {}), runner, None)
     assert "/clear begins anew" in capsys.readouterr().err
-    assert prompts(engine)[2] == "<user>one<assistant>yes<user>two<assistant>"
+    assert prompts(engine)[1] == "<user>one<assistant>yes<user>two<assistant>"
 
 
 @pytest.mark.parametrize("error", [RequestFailed("broke"), Overloaded("full")])

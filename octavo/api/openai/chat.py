@@ -14,7 +14,7 @@ from octavo.api.desk import Call
 from octavo.api.generation import Delta, Job, Opening, Tally, collect, deltas
 from octavo.api.openai.logprobs import chat_logprobs, wire_prompt_logprobs
 from octavo.api.openai.models import check_model, fingerprint
-from octavo.api.openai.prompts import encode, render_chat
+from octavo.api.openai.prompts import render_chat
 from octavo.api.openai.sampling import beam_params, check_common, check_room, sampling_params
 from octavo.api.openai.types import (
     CHAT_UNSUPPORTED,
@@ -79,7 +79,7 @@ async def _job(call: Call, engine: Engine, request: ChatRequest) -> Job:
         continue_final_message=request.continue_final_message,
         template_kwargs=request.chat_template_kwargs,
     )
-    prompt = await encode(engine, text, add_special_tokens=False)
+    _, prompt = await engine.encode(text, add_special_tokens=False)
     limit = request.max_completion_tokens or request.max_tokens
     check_room(engine, len(prompt), request, limit, "max_tokens")
     params: SamplingParams | BeamSearchParams

@@ -15,7 +15,7 @@ from octavo.api.generation import Delta, Job, Tally, collect, deltas
 from octavo.api.limits import check_product
 from octavo.api.openai.logprobs import Position, completion_logprobs, wire_prompt_logprobs
 from octavo.api.openai.models import check_model, fingerprint
-from octavo.api.openai.prompts import encode, split_prompts
+from octavo.api.openai.prompts import split_prompts
 from octavo.api.openai.sampling import beam_params, check_common, check_room, sampling_params
 from octavo.api.openai.types import (
     COMPLETION_UNSUPPORTED,
@@ -68,7 +68,7 @@ def _check(request: CompletionRequest) -> StreamOptions:
 async def _job(
     call: Call, engine: Engine, request: CompletionRequest, prompt: str | list[int], width: int, index: int, count: int
 ) -> Job:
-    ids = await encode(engine, prompt, add_special_tokens=request.add_special_tokens is not False)
+    _, ids = await engine.encode(prompt, add_special_tokens=request.add_special_tokens is not False)
     return Job(
         request_id=f"cmpl-{call.request_id}" + (f"-{index}" if count > 1 else ""),
         prompt_token_ids=ids,

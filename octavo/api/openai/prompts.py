@@ -38,14 +38,6 @@ def split_prompts(prompt: Prompt) -> list[str | list[int]]:
     return prompts
 
 
-async def encode(engine: Engine, prompt: str | list[int], *, add_special_tokens: bool) -> list[int]:
-    """A prompt's token ids, checked against the model. Raises InvalidRequest or ContextTooLong."""
-    if isinstance(prompt, str) and not add_special_tokens:
-        prompt = engine.tokenizer.encode(prompt, False)
-    _, ids = await engine.encode(prompt)
-    return ids
-
-
 def render_chat(
     engine: Engine,
     messages: Sequence[ChatMessage],
