@@ -23,21 +23,6 @@ QUIET_SHARE = 0.1  # of the cores busy with something else: more is worth a warn
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def busy_share(seconds: float = 0.5) -> float | None:
-    """Share of the cores that others keep busy; to be called while nothing is measured."""
-    if not Path("/proc/stat").exists():
-        return None
-
-    def read() -> tuple[int, int]:
-        ticks = [int(count) for count in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-        return sum(ticks), ticks[3] + ticks[4]
-
-    all_before, idle_before = read()
-    time.sleep(seconds)
-    all_after, idle_after = read()
-    return 1 - (idle_after - idle_before) / max(1, all_after - all_before)
-
-
 def family(pid: int) -> list[int]:
     """A process and all its descendants."""
     children: dict[int, list[int]] = {}
@@ -64,6 +49,30 @@ def memory_mib(pid: int, kind: str) -> float | None:
             lines = Path(f"/proc/{member}/smaps_rollup").read_text().splitlines()
             kib += sum(int(line.split()[1]) for line in lines if line.startswith(f"{kind}:"))
     return kib * 1024 / MIB
+
+
+class Others:
+    """How busy other processes kept the cores since the last look, or since this was made: 0 … 1."""
+
+    def __init__(self) -> None:
+        self._last = self._look()
+
+    def share(self) -> float:
+        """0 where /proc does not tell."""
+        before, self._last = self._last, self._look()
+        return max(0, self._last[1] - before[1]) / max(1, self._last[0] - before[0])
+
+    @staticmethod
+    def _look() -> tuple[int, int]:
+        """Ticks of all cores, and those spent neither idle nor on us and our descendants, dead or alive."""
+        if not Path("/proc/stat").exists():
+            return 0, 0
+        ours = 0
+        for member in family(os.getpid()):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                ours += sum(map(int, Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()[11:15]))
+        ticks = [int(count) for count in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        return sum(ticks), sum(ticks) - ticks[3] - ticks[4] - ours
 
 
 class Process:

@@ -34,7 +34,7 @@ from figures import OCTAVO, Q4, Q8, ROWS, VLLM_BF16, Figures, cell, table
 from measurements import QUICK, Engine, Llama, Peer, Prompts, Work, measure_servers, printed
 from peers import BENCH, CORES, LLAMA_CPP, VLLM, VLLM_TORCH, LlamaCpp, Vllm
 from plot import Bars, svg
-from processes import QUIET_SHARE, Contestant, busy_share, octavo_serve
+from processes import QUIET_SHARE, Contestant, Others, octavo_serve
 
 from octavo import __version__
 from octavo.checkpoint import resolve
@@ -107,12 +107,9 @@ def turns(peers: list[Peer], rounds: int) -> Iterator[tuple[int, Peer]]:
 
 def measure(peers: list[Peer], prompts: Prompts, parts: set[str], work: Work, rounds: int) -> tuple[Figures, float]:
     """All rounds. A contestant that fails in one is named and the others go on."""
-    figures, busiest = Figures(), 0.0
+    figures, others, busiest = Figures(), Others(), 0.0
     for number, peer in turns(peers, rounds):
-        busy = busy_share() or 0.0
-        busiest = max(busy, busiest)
-        warning = f", but {busy:.0%} of the cores are busy with something else" if busy > QUIET_SHARE else ""
-        print(f"round {number} of {rounds}: {peer.name}{warning}", flush=True)
+        print(f"round {number} of {rounds}: {peer.name}", flush=True)
 
         def record(row: str, figure: float, name: str = peer.name, number: int = number) -> None:
             figures.add(row, name, number, figure)
@@ -129,6 +126,10 @@ def measure(peers: list[Peer], prompts: Prompts, parts: set[str], work: Work, ro
             peer.stop()
             figures.failures.append(f"round {number}, {peer.name}: {error}")
             print(f"  failed: {error}", flush=True)
+        busy = others.share()
+        busiest = max(busy, busiest)
+        if busy > QUIET_SHARE:
+            print(f"  meanwhile {busy:.0%} of the cores were busy with something else", flush=True)
     return figures, busiest
 
 

@@ -22,7 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
-from processes import QUIET_SHARE, Contestant, Server, busy_share, octavo_serve
+from processes import QUIET_SHARE, Contestant, Others, Server, octavo_serve
 
 from octavo.checkpoint import resolve
 from octavo.config import ModelConfig
@@ -152,14 +152,13 @@ def measure_cases(
     contestants: dict[str, Contestant], prompts: Prompts, rounds: int, say: Callable[[str], None]
 ) -> tuple[list[Line], Agreement, float]:
     """The lines, how far both agree, and the largest share of the cores that others kept busy."""
-    lines, agreement, busiest = [], Agreement(), 0.0
+    lines, agreement, others, busiest = [], Agreement(), Others(), 0.0
     for case in CASES:
         line = Line(case.name)
         lines.append(line)
         for contestant in contestants.values():  # warm up: code, caches, memory
             contestant.ask(prompts=prompts.draw(case), max_tokens=min(4, case.new_tokens))
         for names in turns(rounds):
-            busiest = max(busiest, busy_share() or 0.0)
             calls = [prompts.draw(case) for _ in range(case.calls)]
             outputs: dict[str, list[list[int]]] = {}
             for name in names:
@@ -168,6 +167,9 @@ def measure_cases(
                 getattr(line, name).append(case.tokens() / sum(reply["seconds"] for reply in replies))
                 say(f"{case.name}, {name}: {getattr(line, name)[-1]:,.1f}")
             agreement.count(outputs["octavo"], outputs["transformers"])
+            busiest = max(busiest, busy := others.share())
+            if busy > QUIET_SHARE:
+                say(f"meanwhile {busy:.0%} of the cores were busy with something else")
     return lines, agreement, busiest
 
 
