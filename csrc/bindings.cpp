@@ -1,10 +1,15 @@
 // The only file that knows Python. Tensors arrive as addresses and sizes; octavo/kernels/cpu.py vouches for them.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
 #include "octavo.h"
 #include "parallel.h"
 #include "program.h"
+#include "quantized.h"
 
 namespace nb = nanobind;
 using namespace octavo;
@@ -85,6 +90,54 @@ Linear make_linear(int dtype, int out_dtype, Address x, Size x_stride, Address w
           at(bias),     at(out),          tokens, in_features, out_features};
 }
 
+Quantize make_quantize(int dtype, Address x, Size x_stride, Address out, Size tokens, Size columns) {
+  return {DType(dtype), at(x), x_stride, at(out), tokens, columns};
+}
+QuantizedLinear make_quantized_linear(int out_dtype, int bias_dtype, Address x, Address matrix, Address bias,
+                                      Address out, Size tokens) {
+  return {DType(out_dtype), DType(bias_dtype), at(x), at<PackedMatrix>(matrix), at(bias), at(out), tokens};
+}
+
+using Packing = std::tuple<int, int, int, bool>;      // bits, group, scales, minimums
+using Parts = std::vector<std::pair<Size, Packing>>;  // rows of each
+
+std::vector<PackedPart> packed_parts(const Parts& parts) {
+  std::vector<PackedPart> out;
+  for (auto& [rows, packing] : parts) {
+    auto [bits, group, scales, minimums] = packing;
+    out.push_back({rows, 0, bits, group, Scales(scales), minimums});
+  }
+  return out;
+}
+
+void bind_packing(nb::module_& m) {
+  auto free = nb::call_guard<nb::gil_scoped_release>();
+  m.def("gguf_packing", [](int type) -> std::optional<Packing> {
+    PackedPart part;
+    if (!gguf_packing(type, part)) return {};
+    return Packing(part.bits, part.group, int(part.scales), part.minimums);
+  });
+  m.def("gguf_row_bytes", [](int type, Size columns) { return gguf_row_bytes(type, columns); });
+  m.def("packed_bytes", [](Size columns, const Parts& parts) {
+    return packed_bytes(columns, packed_parts(parts).data(), Size(parts.size()));
+  });
+  m.def("plan_matrix", [](Address matrix, Size columns, const Parts& parts) {
+    plan_matrix(at<PackedMatrix>(matrix), columns, packed_parts(parts).data(), Size(parts.size()));
+  });
+  m.def(
+      "pack_gguf",
+      [](Address matrix, Size part, int type, Address blocks, Address order) {
+        pack_gguf(at<PackedMatrix>(matrix), part, type, at<uint8_t>(blocks), at<int64_t>(order));
+      },
+      free);
+  m.def(
+      "pack_codes",
+      [](Address matrix, Size part, Size columns, Address codes, Address scales, Address minimums) {
+        pack_codes(at<PackedMatrix>(matrix), part, columns, at<uint8_t>(codes), at<float>(scales), at<float>(minimums));
+      },
+      free);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -107,6 +160,17 @@ NB_MODULE(_native, m) {
   bind(m, program, "rms_norm", rms_norm, make_rms_norm);
   bind(m, program, "act_mul", act_mul, make_act_mul);
   bind(m, program, "linear", linear, make_linear);
+  bind(m, program, "quantize", quantize, make_quantize);
+  bind(m, program, "quantized_linear", quantized_linear, make_quantized_linear);
+
+  bind_packing(m);
+  m.def("quantized_bytes", [](Size rows, Size columns) { return quantized_bytes(rows, columns); });
+  m.def(
+      "quantized_embedding",
+      [](int out_dtype, Address matrix, Address ids, Address out, Size tokens, Size columns) {
+        quantized_embedding({DType(out_dtype), at<PackedMatrix>(matrix), at<int64_t>(ids), at(out), tokens, columns});
+      },
+      nb::call_guard<nb::gil_scoped_release>());
 
   m.def("available_isas", [] {
     nb::list names;

@@ -1,34 +1,59 @@
-// Which instruction set runs: the best one that was compiled in and that this CPU has.
+// Which instruction set runs: the best one that was compiled in and that this
+// CPU has.
 #include <cstring>
 
 #include "octavo.h"
+#include "quantized.h"
+
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace octavo {
 
-namespace baseline {
-extern const Kernels table;
-}
+#define OCTAVO_ISA_TABLES(isa)                   \
+  namespace isa {                                \
+  extern const Kernels table;                    \
+  extern const QuantizedKernels quantized_table; \
+  }
+OCTAVO_ISA_TABLES(baseline)
 #ifdef OCTAVO_X86_LEVELS
-namespace avx2 {
-extern const Kernels table;
-}
-namespace avx512 {
-extern const Kernels table;
-}
+OCTAVO_ISA_TABLES(avx2)
+OCTAVO_ISA_TABLES(avxvnni)
+OCTAVO_ISA_TABLES(avx512)
+OCTAVO_ISA_TABLES(avx512vnni)
+OCTAVO_ISA_TABLES(amx)
 #endif
 
 namespace {
 
-struct Choice {
-  const Kernels* tables[3] = {};
-  const char* names[4] = {};
-  int count = 0;
-  const Kernels* used;
+#if defined(OCTAVO_X86_LEVELS) && defined(__linux__)
+// Tile registers are large: Linux wants to be asked before a process uses them.
+bool tiles_permitted() {
+  constexpr long ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
+  return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
+#else
+[[maybe_unused]] bool tiles_permitted() { return false; }
+#endif
 
-  void add(const Kernels& table, bool present) {
+struct Level {
+  const char* isa;
+  const Kernels* kernels;
+  const QuantizedKernels* quantized;
+};
+struct Choice {
+  static constexpr int MOST = 6;
+  Level levels[MOST];
+  const char* names[MOST + 1] = {};
+  int count = 0;
+  const Level* used = levels;
+
+  void add(bool present, const char* isa, const Kernels& kernels, const QuantizedKernels& quantized) {
     if (!present) return;
-    tables[count] = &table;
-    names[count++] = table.isa;
+    levels[count] = {isa, &kernels, &quantized};
+    names[count++] = isa;
   }
   Choice() {
 #ifdef OCTAVO_X86_LEVELS
@@ -36,11 +61,15 @@ struct Choice {
     bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    add(avx512::table, avx512);
-    add(avx2::table, avx2);
+    bool avx512vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    bool amx = avx512vnni && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8");
+    add(amx && tiles_permitted(), "amx", avx512::table, amx::quantized_table);
+    add(avx512vnni, "avx512vnni", avx512::table, avx512vnni::quantized_table);
+    add(avx512, "avx512", avx512::table, avx2::quantized_table);
+    add(avx2 && __builtin_cpu_supports("avxvnni"), "avxvnni", avx2::table, avxvnni::quantized_table);
+    add(avx2, "avx2", avx2::table, avx2::quantized_table);
 #endif
-    add(baseline::table, true);
-    used = tables[0];
+    add(true, "baseline", baseline::table, baseline::quantized_table);
   }
 };
 
@@ -51,12 +80,13 @@ Choice& choice() {
 
 }  // namespace
 
-const Kernels& kernels() { return *choice().used; }
+const Kernels& kernels() { return *choice().used->kernels; }
+const QuantizedKernels& quantized_kernels() { return *choice().used->quantized; }
 const char* const* available_isas() { return choice().names; }
 bool use_isa(const char* name) {
   for (int i = 0; i < choice().count; ++i)
     if (std::strcmp(choice().names[i], name) == 0) {
-      choice().used = choice().tables[i];
+      choice().used = &choice().levels[i];
       return true;
     }
   return false;

@@ -90,6 +90,8 @@ struct Linear {
 };
 void linear(const Linear&);
 
+struct Quantize;  // quantized.h
+
 // Serial kernels of one instruction set.
 struct AttentionTile {
   int64_t row, kv_head;
@@ -111,6 +113,7 @@ struct Kernels {
   void (*act_mul)(const ActMul&, int64_t begin, int64_t end);
   int64_t (*pack_rows)(const Linear&, float* packed);  // widens x once for all threads; returns the packed row width
   void (*linear)(const Linear&, const float* packed, int64_t width, int64_t begin, int64_t end);
+  void (*quantize)(const Quantize&, int64_t begin, int64_t end);
 };
 const Kernels& kernels();
 

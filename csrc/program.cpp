@@ -37,6 +37,14 @@ struct Run {
     a.tokens = step.tokens;
     linear(a);
   }
+  void operator()(Quantize& a) const {
+    a.tokens = step.tokens;
+    quantize(a);
+  }
+  void operator()(QuantizedLinear& a) const {
+    a.tokens = step.tokens;
+    quantized_linear(a);
+  }
 };
 
 }  // namespace

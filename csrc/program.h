@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "octavo.h"
+#include "quantized.h"
 
 namespace octavo {
 
@@ -29,7 +30,7 @@ class Program {
   int64_t size() const { return int64_t(operations_.size()); }
 
  private:
-  std::vector<std::variant<Attention, WriteKV, Rotary, RMSNorm, ActMul, Linear>> operations_;
+  std::vector<std::variant<Attention, WriteKV, Rotary, RMSNorm, ActMul, Linear, Quantize, QuantizedLinear>> operations_;
 };
 
 }  // namespace octavo

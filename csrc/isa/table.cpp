@@ -15,9 +15,10 @@ void rms_norm_any(const RMSNorm&, int64_t, int64_t);
 void act_mul_any(const ActMul&, int64_t, int64_t);
 int64_t pack_rows_any(const Linear&, float*);
 void linear_any(const Linear&, const float*, int64_t, int64_t, int64_t);
+void quantize_any(const Quantize&, int64_t, int64_t);
 
 extern const Kernels table;
-const Kernels table = {NAME(OCTAVO_ISA), W,           attend_any,    merge_any, finish_any, write_kv_any, rotary_any,
-                       rms_norm_any,     act_mul_any, pack_rows_any, linear_any};
+const Kernels table = {NAME(OCTAVO_ISA), W,           attend_any,    merge_any,  finish_any,  write_kv_any, rotary_any,
+                       rms_norm_any,     act_mul_any, pack_rows_any, linear_any, quantize_any};
 
 }  // namespace octavo::OCTAVO_ISA

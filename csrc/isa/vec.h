@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <utility>
 
-#ifdef __F16C__
+#ifdef __SSE2__
 #include <immintrin.h>
 #endif
 
@@ -29,6 +29,7 @@ typedef float f32v __attribute__((vector_size(W * 4)));
 typedef int32_t i32v __attribute__((vector_size(W * 4)));
 typedef uint32_t u32v __attribute__((vector_size(W * 4)));
 typedef uint16_t u16v __attribute__((vector_size(W * 2)));
+typedef int8_t i8v __attribute__((vector_size(W)));
 
 struct bf16 {
   uint16_t bits;

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo import env
+from octavo.kernels.packed import PackedMatrix
 
 try:
     from octavo.kernels import _native
@@ -92,6 +93,36 @@ class Compiled:
             outer,
         )
         return y_TN
+
+    def quantized_linear(
+        self, x_TK: Tensor, matrix: PackedMatrix, bias_N: Tensor | None = None, full_precision: bool = False
+    ) -> Tensor:
+        tokens, inner = x_TK.shape
+        assert inner == matrix.columns
+        assert x_TK.stride(1) == 1
+        dtype = _DTYPE[x_TK.dtype]
+        quantized = self._empty((_native.quantized_bytes(tokens, inner),), torch.uint8)
+        self._native.quantize(dtype, x_TK.data_ptr(), x_TK.stride(0), quantized.data_ptr(), tokens, inner)
+        y_TN = self._empty((tokens, matrix.rows), torch.float32 if full_precision else x_TK.dtype)
+        self._native.quantized_linear(
+            0 if full_precision else dtype,
+            0 if bias_N is None else _DTYPE[bias_N.dtype],
+            quantized.data_ptr(),
+            matrix.data.data_ptr(),
+            0 if bias_N is None else bias_N.data_ptr(),
+            y_TN.data_ptr(),
+            tokens,
+        )
+        return y_TN
+
+    def quantized_embedding(self, ids_T: Tensor, matrix: PackedMatrix, dtype: torch.dtype) -> Tensor:
+        assert ids_T.is_contiguous()
+        assert ids_T.dtype is torch.int64
+        out_TK = self._empty((ids_T.size(0), matrix.columns), dtype)
+        self._native.quantized_embedding(
+            _DTYPE[dtype], matrix.data.data_ptr(), ids_T.data_ptr(), out_TK.data_ptr(), ids_T.size(0), matrix.columns
+        )
+        return out_TK
 
     def rms_norm(self, x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
         assert x_TE.is_contiguous()

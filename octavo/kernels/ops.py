@@ -10,15 +10,21 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from octavo.kernels import cpu, reference
+from octavo.kernels.packed import PackedMatrix
 
 
 class Kernels(Protocol):
     """What an implementation provides: `reference` in plain torch for any device, `cpu` compiled."""
 
     def linear(self, x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, full_precision: bool) -> Tensor: ...
+    def quantized_linear(
+        self, x_TK: Tensor, matrix: PackedMatrix, bias_N: Tensor | None, full_precision: bool
+    ) -> Tensor: ...
+    def quantized_embedding(self, ids_T: Tensor, matrix: PackedMatrix, dtype: torch.dtype) -> Tensor: ...
     def rms_norm(self, x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor: ...
     def add_rms_norm(self, x_TE: Tensor, residual_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor: ...
     def silu_mul(self, gate_up_TE: Tensor) -> Tensor: ...
@@ -58,6 +64,21 @@ def kernels_for(x: Tensor) -> Kernels:
 def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, full_precision: bool = False) -> Tensor:
     """x W^T + b. With `full_precision` the result is float32, as sampling wants its logits."""
     return kernels_for(x_TK).linear(x_TK, weight_NK, bias_N, full_precision)
+
+
+def quantized_linear(
+    x_TK: Tensor, matrix: PackedMatrix, bias_N: Tensor | None = None, full_precision: bool = False
+) -> Tensor:
+    """x W^T + b with W as it is packed and x rounded to 8 bits: x = scale · code, a scale for every 32 of a row.
+
+    Sums in one order: equal bits for a row in any batch, on any number of threads and any instruction set.
+    """
+    return kernels_for(x_TK).quantized_linear(x_TK, matrix, bias_N, full_precision)
+
+
+def quantized_embedding(ids_T: Tensor, matrix: PackedMatrix, dtype: torch.dtype) -> Tensor:
+    """Rows of a packed matrix (ids int64), exact but for the rounding to `dtype`."""
+    return kernels_for(ids_T).quantized_embedding(ids_T, matrix, dtype)
 
 
 def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:

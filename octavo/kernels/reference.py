@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from octavo.kernels.packed import PackedMatrix, dequantize
+
 _WIDENED_ROWS = 8192
 
 
@@ -18,6 +20,29 @@ def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, full_p
     # Widened piece by piece: a vocabulary's matrix in float32 may be more than there is memory for.
     y_TN = torch.cat([F.linear(x_TK.float(), piece.float()) for piece in torch.split(weight_NK, _WIDENED_ROWS)], 1)
     return y_TN if bias_N is None else y_TN + bias_N
+
+
+def _rounded(x_TK: Tensor) -> Tensor:
+    """float32 x to the nearest scale · code with codes of -127 to 127 and a scale for every 32 columns."""
+    tokens, inner = x_TK.shape
+    x_TB32 = F.pad(x_TK, (0, -inner % 32)).view(tokens, -(-inner // 32), 32)
+    largest_TB1 = x_TB32.abs().amax(2, keepdim=True)
+    inverse_TB1 = torch.full_like(largest_TB1, 127).div(largest_TB1)  # 127 / x would round twice
+    codes = torch.where(largest_TB1 > 0, (x_TB32 * inverse_TB1).round(), 0.0)
+    rounded_TK: Tensor = (codes * (largest_TB1 / 127)).flatten(1)[:, :inner]
+    return rounded_TK
+
+
+def quantized_linear(
+    x_TK: Tensor, matrix: PackedMatrix, bias_N: Tensor | None = None, full_precision: bool = False
+) -> Tensor:
+    y_TN = F.linear(_rounded(x_TK.float()), dequantize(matrix))
+    y_TN = y_TN if bias_N is None else y_TN + bias_N
+    return y_TN if full_precision else y_TN.to(x_TK.dtype)
+
+
+def quantized_embedding(ids_T: Tensor, matrix: PackedMatrix, dtype: torch.dtype) -> Tensor:
+    return dequantize(matrix)[ids_T].to(dtype)
 
 
 def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:

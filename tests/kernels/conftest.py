@@ -15,12 +15,24 @@ try:
 except ImportError:
     ISAS = []
 
+NO_KERNELS = [pytest.param("none", marks=pytest.mark.skip("no compiled kernels"))]
+FOR_QUANTIZED = ("amx", "avx512vnni", "avxvnni")  # in all else the same as another one
 
-@pytest.fixture(params=ISAS or [pytest.param("none", marks=pytest.mark.skip("no compiled kernels"))])
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    assert _native.use_isa(request.param)
-    yield request.param
+
+def use(isa: str) -> Iterator[str]:
+    assert _native.use_isa(isa)
+    yield isa
     _native.use_isa(ISAS[0])
+
+
+@pytest.fixture(params=[isa for isa in ISAS if isa not in FOR_QUANTIZED] or NO_KERNELS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    yield from use(request.param)
+
+
+@pytest.fixture(params=ISAS or NO_KERNELS)
+def quantized_isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    yield from use(request.param)
 
 
 @pytest.fixture
