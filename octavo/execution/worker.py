@@ -62,7 +62,9 @@ def _load(config: EngineConfig, checkpoint: Checkpoint, dtype: torch.dtype, devi
     if checkpoint.format == "dummy":
         dummy_weights(model, config.model.seed)
     else:
-        load_weights(model, open_source(checkpoint))
+        # Asked for float32, every value is computed as float32; else few-bit weights are multiplied as they are.
+        quantized = device.type == "cpu" and cpu.available() and config.model.dtype != "float32"
+        load_weights(model, open_source(checkpoint, quantized))
     return model.eval()
 
 

@@ -8,6 +8,8 @@ needs the compiled kernels. Knows nothing of files, models or layers.
 
 from __future__ import annotations
 
+import itertools
+import mmap
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
@@ -21,7 +23,7 @@ with suppress(ImportError):  # cpu.available() tells
     from octavo.kernels import _native
 
 F16, F32, NESTED = range(3)
-_PANEL, _BLOCK, _SPAN = 16, 32, 256
+_PANEL, _BLOCK, _SPAN, _ALIGNMENT = 16, 32, 256, 64
 _HEADER, _PART = 32, 32  # bytes
 
 #: The block types of GGUF files that can be packed, by their number there.
@@ -43,17 +45,34 @@ def gguf_packing(kind: str) -> Packing | None:
     return None if found is None else Packing(*found)
 
 
+def packed_bytes(columns: int, parts: Sequence[tuple[int, Packing]]) -> int:
+    """Memory of a matrix, given the rows and the packing of its parts."""
+    return _native.packed_bytes(columns, parts)
+
+
+def allocate(sizes: Sequence[int]) -> list[Tensor]:
+    """Memory for many matrices in one piece, of huge pages where the system has them: reading it misses fewer pages."""
+    places = [0, *itertools.accumulate(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes)]
+    pages = mmap.mmap(-1, max(places[-1], 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    whole = torch.frombuffer(pages, dtype=torch.uint8)  # keeps the mapping
+    return [whole[begin : begin + size] for begin, size in zip(places[:-1], sizes, strict=True)]
+
+
 class PackedMatrix:
     """[rows, columns] of parts below each other, to be filled one by one. `data` is all of it, as bytes."""
 
-    def __init__(self, columns: int, parts: Sequence[tuple[int, Packing]]) -> None:
+    def __init__(self, columns: int, parts: Sequence[tuple[int, Packing]], memory: Tensor | None = None) -> None:
         for _, packing in parts:
             assert packing.bits in (4, 5, 6, 8)
             assert packing.group in (32, 64, 128) or (packing.group == 16 and not packing.minimums)
         self.columns, self.parts = columns, list(parts)
         self.rows = sum(rows for rows, _ in parts)
-        self.data = torch.empty(_native.packed_bytes(columns, self.parts), dtype=torch.uint8)
-        assert self.data.data_ptr() % 64 == 0
+        size = packed_bytes(columns, self.parts)
+        self.data = torch.empty(size, dtype=torch.uint8) if memory is None else memory
+        assert self.data.nbytes == size
+        assert self.data.data_ptr() % _ALIGNMENT == 0
         _native.plan_matrix(self.data.data_ptr(), columns, self.parts)
 
     def pack_gguf(self, part: int, kind: str, blocks: npt.NDArray[np.uint8], order: Tensor | None = None) -> None:
@@ -105,7 +124,7 @@ def _span_bytes(packing: Packing, columns: int) -> int:
 def _codes_begin(packing: Packing, columns: int) -> int:
     kinds, groups = 1 + packing.minimums, -(-columns // packing.group)
     size = {F16: 2 * groups, F32: 4 * groups, NESTED: 2 + groups}[packing.scales]
-    return -(-kinds * size * _PANEL // 64) * 64
+    return -(-kinds * size * _PANEL // _ALIGNMENT) * _ALIGNMENT
 
 
 def _span_values(span: Tensor, packing: Packing, columns: int) -> Tensor:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from octavo.kernels import ops
-from octavo.layers.linear import Linear, weight
+from octavo.layers.linear import Linear
 from octavo.layers.part import Part
+from octavo.layers.quantization.scheme import Dense
 
 
 class Embedding(Part):
@@ -18,11 +17,11 @@ class Embedding(Part):
         self, count: int, width: int, dtype: torch.dtype, device: torch.device | None = None, scale: float = 1.0
     ) -> None:
         super().__init__()
-        self.weight = weight((count, width), dtype, device)
+        self.matrix = Linear(width, count, Dense(dtype), device=device)
         self.scale = torch.tensor(scale, dtype=dtype).item()
 
     def forward(self, token_ids_T: Tensor, positions_T: Tensor) -> Tensor:  # noqa: ARG002
-        x_TE = F.embedding(token_ids_T, self.weight)
+        x_TE = self.matrix.rows(token_ids_T)
         return x_TE if self.scale == 1.0 else x_TE * self.scale
 
 
@@ -35,8 +34,8 @@ class PositionedEmbedding(Part):
         self.positions = positions
 
     @property
-    def weight(self) -> Tensor:
-        return self.tokens.weight
+    def matrix(self) -> Linear:
+        return self.tokens.matrix
 
     def forward(self, token_ids_T: Tensor, positions_T: Tensor) -> Tensor:
         x_TE: Tensor = self.tokens(token_ids_T, positions_T)
@@ -61,11 +60,11 @@ class TiedHead(Part):
 
     def __init__(self, embedding: Embedding | PositionedEmbedding, softcap: float = 0.0) -> None:
         super().__init__()
-        self.matrix = (embedding.weight,)  # in a tuple: the parameter stays the embedding's alone
+        self.matrix = (embedding.matrix,)  # in a tuple: it stays the embedding's alone
         self.softcap = softcap
 
     def forward(self, x_RE: Tensor) -> Tensor:
-        return _capped(ops.linear(x_RE, self.matrix[0], None, True), self.softcap)
+        return _capped(self.matrix[0](x_RE, True), self.softcap)
 
 
 def _capped(logits_RV: Tensor, softcap: float) -> Tensor:

@@ -40,6 +40,16 @@ class Linear(Part):
     def forward(self, x_TK: Tensor, full_precision: bool = False) -> Tensor:
         return self.scheme.apply(x_TK, self._parameters, full_precision)
 
+    def rows(self, ids_T: Tensor) -> Tensor:
+        """The rows of W with these numbers (int64): an embedding."""
+        return self.scheme.rows(ids_T, self._parameters)
+
+    def adopt(self, scheme: Scheme) -> None:
+        """Instead of the declared tensors, those that a scheme brings."""
+        for name in self.specs:
+            delattr(self, name)
+        self.scheme, self.specs = scheme, {}
+
     def slots(self, part: str | None = None) -> dict[str, Tensor]:
         """Where a part's tensors belong (all parts at once without a name): views to copy into."""
         begin, end = 0, self.out_features

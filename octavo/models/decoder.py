@@ -38,8 +38,9 @@ class Materials:
         return Embedding(count, width, self.dtype, self.device, scale)
 
     def head(self, embedding: Embedding | PositionedEmbedding, tied: bool, softcap: float = 0.0) -> Head | TiedHead:
-        count, width = embedding.weight.shape
-        return TiedHead(embedding, softcap) if tied else Head(self.linear(width, count), softcap)
+        if tied:
+            return TiedHead(embedding, softcap)
+        return Head(self.linear(embedding.matrix.in_features, embedding.matrix.out_features), softcap)
 
     def rms_norm(self, width: int, eps: float) -> RMSNorm:
         return RMSNorm(width, eps, self.device)
@@ -88,7 +89,7 @@ class Decoder(Part):
         self.cache_specs = cache_specs
         self.names = names
         self.max_position = max_position
-        self.vocab_size = embedding.weight.size(0)
+        self.vocab_size = embedding.matrix.out_features
         self._layers = tuple(layers)
         self._next_norms = (*(layer.attention_norm for layer in layers[1:]), norm)
 

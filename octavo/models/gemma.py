@@ -21,7 +21,7 @@ from octavo.models.llama import IGNORED, IGNORED_WHEN_TIED, UNTIED, Heads, layer
 from octavo.models.weights.slots import Names, To
 
 TARGETS = {
-    "embed_tokens": To("embedding"),
+    "embed_tokens": To("embedding.matrix"),
     "layers.{}.input_layernorm": To("layers.{}.attention_norm", offset=1.0),
     "layers.{}.self_attn.q_proj": To("layers.{}.attention.inner.qkv", "q"),
     "layers.{}.self_attn.k_proj": To("layers.{}.attention.inner.qkv", "k"),

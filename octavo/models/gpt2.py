@@ -14,8 +14,8 @@ from octavo.models.fields import MAX_HEAD_SIZE, MAX_POSITIONS, Fields
 from octavo.models.weights.slots import Names, To
 
 TARGETS = {
-    "wte": To("embedding.tokens"),
-    "wpe": To("embedding.positions"),
+    "wte": To("embedding.tokens.matrix"),
+    "wpe": To("embedding.positions.matrix"),
     "h.{}.ln_1": To("layers.{}.attention_norm"),
     "h.{}.attn.c_attn": To("layers.{}.attention.qkv", transpose=True),
     "h.{}.attn.c_proj": To("layers.{}.attention.out", transpose=True),

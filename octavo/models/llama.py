@@ -19,7 +19,7 @@ from octavo.models.fields import MAX_HEAD_SIZE, MAX_POSITIONS, Fields
 from octavo.models.weights.slots import Names, To
 
 TARGETS = {
-    "embed_tokens": To("embedding"),
+    "embed_tokens": To("embedding.matrix"),
     "layers.{}.input_layernorm": To("layers.{}.attention_norm"),
     "layers.{}.self_attn.q_proj": To("layers.{}.attention.qkv", "q"),
     "layers.{}.self_attn.k_proj": To("layers.{}.attention.qkv", "k"),

@@ -108,8 +108,8 @@ def as_llama_cpp(arch: str, name: str, values: Tensor) -> Tensor:
     return values
 
 
-def converted(path: Path, arch: str, model: Any) -> Path:
-    """Names by ggml's own table."""
+def converted(path: Path, arch: str, model: Any, kind_of: Callable[[str], str | None] = lambda _: None) -> Path:
+    """Names by ggml's own table; `kind_of` names the type that a matrix is stored in."""
     architecture = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == arch)
     table = gguf.get_tensor_name_map(architecture, 2)
     tensors = {}
@@ -117,7 +117,8 @@ def converted(path: Path, arch: str, model: Any) -> Path:
         name = table.get_name(theirs, try_suffixes=(".weight", ".bias"))
         assert name is not None, theirs
         tensors[name] = as_llama_cpp(arch, name, parameter.detach()).contiguous().numpy()
-    return write_gguf(path, arch, METADATA[arch], tensors)
+    kinds = {name: kind_of(name) for name, values in tensors.items() if values.ndim == 2}
+    return write_gguf(path, arch, METADATA[arch], tensors, {name: kind for name, kind in kinds.items() if kind})
 
 
 METADATA: dict[str, dict[str, Any]] = {

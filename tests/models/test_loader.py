@@ -63,7 +63,7 @@ def test_fused_parts_lie_below_each_other() -> None:
 def test_weights_are_cast_and_norms_keep_float32() -> None:
     model, source = model_of(LLAMA, torch.bfloat16), tensors()
     load_weights(model, iter(source.items()))
-    assert torch.equal(model.embedding.weight, source["model.embed_tokens.weight"].bfloat16())
+    assert torch.equal(model.embedding.matrix.weight, source["model.embed_tokens.weight"].bfloat16())
     assert torch.equal(model.norm.weight, source["model.norm.weight"])
 
 

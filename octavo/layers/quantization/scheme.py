@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.kernels import ops
@@ -37,6 +38,9 @@ class Scheme(Protocol):
     def apply(self, x_TK: Tensor, tensors: Mapping[str, Tensor | None], full_precision: bool) -> Tensor:
         """x times the matrix, plus `bias` where the tensors have one; float32 with `full_precision`."""
 
+    def rows(self, ids_T: Tensor, tensors: Mapping[str, Tensor | None]) -> Tensor:
+        """The rows with these numbers (int64), in the dtype of the activations: a matrix as an embedding."""
+
 
 @dataclass(frozen=True, slots=True)
 class Dense:
@@ -51,3 +55,8 @@ class Dense:
         weight = tensors["weight"]
         assert weight is not None
         return ops.linear(x_TK, weight, tensors["bias"], full_precision)
+
+    def rows(self, ids_T: Tensor, tensors: Mapping[str, Tensor | None]) -> Tensor:
+        weight = tensors["weight"]
+        assert weight is not None
+        return F.embedding(ids_T, weight)

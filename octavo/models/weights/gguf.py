@@ -1,8 +1,8 @@
 """Weights from a GGUF file, as if they came from the Hugging Face checkpoint that it was made of.
 
-Names are translated, quantized blocks become float32, and what llama.cpp's converter did to a family's tensors is
-undone. One tensor is in memory at a time. Block layouts: ggml's quants; bits are unpacked as ggml's reference does, so
-values are equal to the last bit.
+Names are translated, quantized blocks become float32 (or stay as they are, for who can multiply with them), and what
+llama.cpp's converter did to a family's tensors is undone. One tensor is in memory at a time. Block layouts: ggml's
+quants; bits are unpacked as ggml's reference does, so values are equal to the last bit.
 """
 
 # Shapes: B blocks, C bytes of a block, V values of a block.
@@ -10,6 +10,7 @@ values are equal to the last bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +20,12 @@ from torch import Tensor
 from octavo.checkpoint import Checkpoint, GGUFFile, TensorInfo
 from octavo.checkpoint.gguf import TENSOR_TYPES
 from octavo.errors import CheckpointError
+from octavo.layers.quantization.packed import QuantizedRows, packable
 from octavo.models.weights.names import GGUF_NAMES, to_huggingface
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
+Restore = Callable[[str, Tensor, Checkpoint], Tensor]
 
 _VALUES_AT_ONCE = 1 << 16  # the steps in between stay in the processor's cache
 _TYPES = {kind.name: kind for kind in TENSOR_TYPES.values()}
@@ -31,8 +34,11 @@ _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _CONV1D = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")  # GPT-2 keeps these [in, out], llama.cpp [out, in]
 
 
-def gguf_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
-    """Every weight under its Hugging Face name: float32, or as stored if it was float16 or bfloat16."""
+def gguf_tensors(checkpoint: Checkpoint, quantized: bool = False) -> Iterator[tuple[str, Tensor | QuantizedRows]]:
+    """Every weight under its Hugging Face name: float32, or as stored if it was float16 or bfloat16.
+
+    With `quantized`, matrices whose blocks can be packed come as they are in the file.
+    """
     file = GGUFFile(checkpoint.path)
     model_type = checkpoint.config["model_type"]
     names = GGUF_NAMES[model_type]
@@ -42,8 +48,19 @@ def gguf_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
             name = to_huggingface(info.name, names)
         except KeyError:
             raise CheckpointError(f"{file.path}: tensor {info.name!r} is unknown in a {model_type} model") from None
-        if name is not None:
-            yield name, restore(name, read_tensor(file, info), checkpoint)
+        if name is None:
+            continue
+        values = partial(_restored, restore, name, file, info, checkpoint)
+        if quantized and len(info.shape) == 2 and packable(info.type):
+            # Rows are all that a converter reorders in a matrix that may be quantized; transposed is how it is wanted.
+            order = restore(name, torch.arange(info.shape[0]), checkpoint)
+            yield name, QuantizedRows(info.type, file.raw(info.name), info.shape, order, values)
+        else:
+            yield name, values()
+
+
+def _restored(restore: Restore, name: str, file: GGUFFile, info: TensorInfo, checkpoint: Checkpoint) -> Tensor:
+    return restore(name, read_tensor(file, info), checkpoint)
 
 
 def read_tensor(file: GGUFFile, info: TensorInfo) -> Tensor:
@@ -179,7 +196,7 @@ def _restore_gpt2(name: str, values: Tensor, checkpoint: Checkpoint) -> Tensor: 
     return values.t() if name.endswith(_CONV1D) else values
 
 
-_RESTORE: dict[str, Callable[[str, Tensor, Checkpoint], Tensor]] = {
+_RESTORE: dict[str, Restore] = {
     "llama": _restore_llama,
     "gemma3_text": _restore_gemma3,
     "gpt2": _restore_gpt2,

@@ -1,21 +1,21 @@
 """Fills a model from a stream of named tensors, or with random numbers.
 
 Generic over families and formats: names come from the model's own table, shapes from its parameters. Tensors are cast
-and copied one by one, so no more than one exists beside the model.
+and copied one by one, so no more than one exists beside the model; quantized ones may be packed straight from the file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from octavo.errors import CheckpointError
-from octavo.layers.embedding import Embedding
 from octavo.layers.linear import Linear
 from octavo.layers.norm import LayerNorm, RMSNorm
+from octavo.layers.quantization.packed import QuantizedRows, pack
 from octavo.layers.rotary import HeadNorm
 from octavo.models.decoder import Decoder
 from octavo.models.weights.slots import To
@@ -25,6 +25,7 @@ _SHOWN = 3  # names in an error message
 
 @dataclass(frozen=True, slots=True)
 class _Slot:
+    module: nn.Module
     view: Tensor
     to: To
 
@@ -35,31 +36,67 @@ class _Slot:
             )
         if self.to.transpose and tensor.dim() == 2:
             tensor = tensor.t()
-        if tensor.shape != self.view.shape:
-            found, expected = list(tensor.shape), list(self.view.shape)
-            raise CheckpointError(f"tensor {name!r} has shape {found}, but the configuration asks for {expected}")
+        self.expect(name, tensor.shape)
         self.view.copy_(tensor)
         if self.to.offset:
             self.view.add_(self.to.offset)
 
+    def expect(self, name: str, shape: Sequence[int]) -> None:
+        if tuple(shape) != self.view.shape:
+            found, expected = list(shape), list(self.view.shape)
+            raise CheckpointError(f"tensor {name!r} has shape {found}, but the configuration asks for {expected}")
+
+
+class _Quantized:
+    """Matrices that wait for their other parts."""
+
+    def __init__(self) -> None:
+        self._parts: dict[Linear, dict[str, tuple[str, _Slot, QuantizedRows]]] = {}
+
+    def add(self, name: str, slot: _Slot, rows: QuantizedRows) -> None:
+        if not isinstance(slot.module, Linear):
+            slot.fill(name, rows.values())
+            return
+        slot.expect(name, rows.shape)
+        self._parts.setdefault(slot.module, {})[slot.to.part or ""] = (name, slot, rows)
+
+    def place(self) -> None:
+        """Packs those of which all parts are quantized; parts of the others become numbers."""
+        whole: dict[Linear, list[QuantizedRows]] = {}
+        for linear, parts in self._parts.items():
+            expected = [""] if "" in parts else list(linear.parts)
+            if len(parts) == len(expected):
+                whole[linear] = [parts[part][2] for part in expected]
+            else:
+                for name, slot, rows in parts.values():
+                    slot.fill(name, rows.values())
+        dtypes = [linear.specs["weight"].dtype for linear in whole]
+        for linear, scheme in zip(whole, pack(list(whole.values()), dtypes), strict=True):
+            linear.adopt(scheme)
+
 
 @torch.no_grad()
-def load_weights(model: Decoder, source: Iterable[tuple[str, Tensor]]) -> None:
+def load_weights(model: Decoder, source: Iterable[tuple[str, Tensor | QuantizedRows]]) -> None:
     """Every tensor to its place, every place filled. Raises CheckpointError naming the tensor."""
     slots = _slots(model)
     missing = dict.fromkeys(slots)
+    quantized = _Quantized()
     for name, tensor in source:
         key = model.names.canonical(name)
         if key is None:
             continue
         if key not in slots:
             raise CheckpointError(f"tensor {name!r} has no place in this model; is the configuration another model's?")
-        slots[key].fill(name, tensor)
+        if isinstance(tensor, QuantizedRows):
+            quantized.add(name, slots[key], tensor)
+        else:
+            slots[key].fill(name, tensor)
         missing.pop(key, None)
     if missing:
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         names = ", ".join(repr(key) for key in list(missing)[:_SHOWN])
         raise CheckpointError(f"the checkpoint lacks {names}{more}; is a file of it missing?")
+    quantized.place()
 
 
 def _slots(model: Decoder) -> dict[str, _Slot]:
@@ -70,7 +107,7 @@ def _slots(model: Decoder) -> dict[str, _Slot]:
         for number in numbers:
             module = model.get_submodule(to.module.format(number))
             for piece, view in _views(module, to.part).items():
-                slots[f"{name.format(number)}.{piece}"] = _Slot(view, to)
+                slots[f"{name.format(number)}.{piece}"] = _Slot(module, view, to)
     return slots
 
 
@@ -88,7 +125,7 @@ def dummy_weights(model: Decoder, seed: int = 0) -> None:
         for name, parameter in module.named_parameters(recurse=False):
             if isinstance(module, RMSNorm | LayerNorm | HeadNorm) and name != "bias":
                 parameter.fill_(1.0)
-            elif isinstance(module, Linear | Embedding) and name != "bias":
+            elif isinstance(module, Linear) and name != "bias":
                 bound = (3.0 / parameter.size(1)) ** 0.5  # variance 1 / inner size
                 parameter.uniform_(-bound, bound, generator=random)
             else:
