@@ -9,8 +9,8 @@ namespace {
 constexpr int VECTORS = BLOCK / W;  // of a block
 
 // Lane i of the result joins the lanes of rows[i].
-template <class V, class Join>
-inline V reduce(V (&rows)[W], const Join& join) {
+template <class Join>
+inline i32v reduce(i32v (&rows)[W], const Join& join) {
 #pragma GCC unroll 4
   for (int n = W / 2; n > 0; n /= 2) {
 #pragma GCC unroll 8
@@ -23,16 +23,6 @@ inline i32v add(i32v a, i32v b) { return a + b; }
 inline i32v larger(i32v a, i32v b) { return a > b ? a : b; }
 inline i32v magnitude(f32v x) { return bit_cast<i32v>(x) & 0x7fffffff; }  // ordered like the numbers, NaN last
 
-// W blocks of a row as float32, missing columns as zeros.
-template <class T>
-inline void load_blocks(const T* x, int64_t columns, f32v (&values)[W][VECTORS]) {
-  for (int b = 0; b < W; ++b)
-    for (int v = 0; v < VECTORS; ++v) {
-      int64_t at = b * BLOCK + v * W;
-      values[b][v] = at + W <= columns ? load(x + at) : at < columns ? load_some(x + at, columns - at) : f32v{};
-    }
-}
-
 // What to multiply by, and the scale that undoes it: NaN where a number is not finite, 0 where all are tiny.
 inline f32v inverse_scales(i32v largest, f32v& scales) {
   constexpr int32_t INFINITE = 0x7f800000, TINY = 0x0d800000;  // 2^-100, of which 127 / x is still finite
@@ -43,29 +33,41 @@ inline f32v inverse_scales(i32v largest, f32v& scales) {
   return largest < TINY ? f32v{} : (largest >= INFINITE ? f32v{} : inverse);
 }
 
-// To the nearest integer, ties to even, |x| < 2^22; 0 for what is not a number.
-inline i32v round(f32v x) {
-  i32v integer = bit_cast<i32v>(x + 12582912.f) - 0x4b400000;
-  return x == x ? integer : i32v{};
+// A number whose lowest bits as an integer are those of x rounded to one, ties to even.
+constexpr float ROUND = 12582912.f;         // 1.5 * 2^23
+constexpr int32_t ROUND_BITS = 0x4b400000;  // ends in zeros: the lowest byte is a code's
+
+// The lowest byte of each lane. (Compilers make a long sequence of a plain conversion.)
+inline void store_bytes(int8_t* to, i32v x) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8((__m512i)x));
+#elif defined(__AVX2__)
+  __m128i words = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)(x << 24 >> 24)),
+                                  _mm256_extracti128_si256((__m256i)(x << 24 >> 24), 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packs_epi16(words, words));
+#else
+  for (int i = 0; i < W; ++i) to[i] = int8_t(x[i]);
+#endif
 }
 
-struct Destination {
+// Where a block of a row goes.
+struct Place {
   int8_t* codes;
-  float *scales, *sums;
-  int32_t *offsets, *half_offsets;
-  int64_t rows;  // of the tile: the distance between blocks
+  float *scale, *sum;
+  int32_t *offset, *lower_offset, *upper_offset;
 
-  Destination(const QuantizedRows& out, int64_t row) {
-    int64_t tile = row / PANEL * PANEL, first = tile * out.blocks + row % PANEL;
-    rows = min(PANEL, out.rows - tile);
-    codes = out.codes + first * BLOCK;
-    scales = out.scales + first, sums = out.sums + first, offsets = out.offsets + first;
-    half_offsets = out.half_offsets + 2 * tile * out.blocks + row % PANEL;
+  Place() = default;
+  Place(const QuantizedRows& out, int64_t row, int64_t block) {
+    int64_t tile = row / PANEL * PANEL, rows = min(PANEL, out.rows - tile), in_tile = row - tile;
+    int64_t at = tile * out.blocks + block * rows + in_tile;
+    codes = out.codes + at * BLOCK;
+    scale = out.scales + at, sum = out.sums + at, offset = out.offsets + at;
+    lower_offset = out.half_offsets + 2 * at - in_tile, upper_offset = lower_offset + rows;
   }
 };
 
-// W blocks from block `first` on, of which `count` exist.
-inline void quantize_blocks(const f32v (&values)[W][VECTORS], int64_t first, int64_t count, const Destination& to) {
+// Any W blocks, of which `count` exist; the others need a place for codes as well.
+inline void quantize_blocks(const f32v (&values)[W][VECTORS], int64_t count, const Place (&places)[W]) {
   i32v work[W];
   for (int b = 0; b < W; ++b) {
     work[b] = magnitude(values[b][0]);
@@ -74,44 +76,59 @@ inline void quantize_blocks(const f32v (&values)[W][VECTORS], int64_t first, int
   f32v scales;
   float inverse[W];
   store(inverse, inverse_scales(reduce(work, larger), scales));
-  i32v upper[W];
   for (int b = 0; b < W; ++b) {
-    i32v codes[VECTORS];
-    int8_t bytes[BLOCK];
+    i32v halves[2] = {};
+    int8_t* codes = places[b].codes;
     for (int v = 0; v < VECTORS; ++v) {
-      codes[v] = round(values[b][v] * inverse[b]);
-      store_bits(bytes + v * W, __builtin_convertvector(codes[v], i8v));
+      i32v bits = bit_cast<i32v>(values[b][v] * inverse[b] + ROUND);
+      store_bytes(codes + v * W, bits);
+      halves[v / (VECTORS / 2)] += bits - ROUND_BITS;
     }
-    if (b < count) __builtin_memcpy(to.codes + (first + b) * to.rows * BLOCK, bytes, BLOCK);
-    work[b] = codes[0], upper[b] = codes[VECTORS / 2];
-    for (int v = 1; v < VECTORS / 2; ++v) work[b] += codes[v], upper[b] += codes[VECTORS / 2 + v];
+    work[b] = halves[0] + (halves[1] << 16);  // a sum of 16 codes has 12 bits: both are added up at once
   }
-  i32v halves[2] = {reduce(work, add), reduce(upper, add)};
-  f32v sums = scales * __builtin_convertvector(halves[0] + halves[1], f32v);
+  i32v both = reduce(work, add), lower = (both << 16) >> 16, upper = (both - lower) >> 16;
+  float scale[W], sum[W];
+  int32_t offset[W], lower_offset[W], upper_offset[W];
+  store(scale, scales);
+  store(sum, scales * __builtin_convertvector(lower + upper, f32v));
+  store_bits(offset, (lower + upper) * -128);
+  store_bits(lower_offset, lower * -128);
+  store_bits(upper_offset, upper * -128);
   for (int b = 0; b < count; ++b) {
-    int64_t at = (first + b) * to.rows;
-    to.scales[at] = scales[b];
-    to.sums[at] = sums[b];
-    to.offsets[at] = -128 * (halves[0][b] + halves[1][b]);
-    for (int h = 0; h < 2; ++h) to.half_offsets[2 * at + h * to.rows] = -128 * halves[h][b];
+    const Place& to = places[b];
+    *to.scale = scale[b], *to.sum = sum[b];
+    *to.offset = offset[b], *to.lower_offset = lower_offset[b], *to.upper_offset = upper_offset[b];
   }
 }
 
 template <class T>
-void quantize_row(const T* x, int64_t columns, const QuantizedRows& out, int64_t row) {
-  Destination to(out, row);
-  for (int64_t b = 0; b < out.blocks; b += W) {
-    f32v values[W][VECTORS];
-    load_blocks(x + b * BLOCK, columns - b * BLOCK, values);
-    quantize_blocks(values, b, min(W, out.blocks - b), to);
-  }
+inline void load_block(const T* x, int64_t columns, f32v (&values)[VECTORS]) {
+  T block[BLOCK] = {};
+  if (columns < BLOCK) __builtin_memcpy(block, x, columns * sizeof(T));
+  for (int v = 0; v < VECTORS; ++v) values[v] = load((columns < BLOCK ? block : x) + v * W);
 }
 
 template <class T>
 void quantize(const Quantize& a, int64_t begin, int64_t end) {
   QuantizedRows out = quantized_rows(a.out, a.tokens, a.columns);
-  for (int64_t row = begin; row < end; ++row)
-    quantize_row(static_cast<const T*>(a.x) + row * a.x_stride, a.columns, out, row);
+  int64_t row = begin, block = 0;
+  while (row < end) {
+    f32v values[W][VECTORS];
+    Place places[W];
+    int64_t count = 0;
+    for (; count < W && row < end; ++count) {
+      const T* x = static_cast<const T*>(a.x) + row * a.x_stride + block * BLOCK;
+      load_block(x, a.columns - block * BLOCK, values[count]);
+      places[count] = Place(out, row, block);
+      if (++block == out.blocks) block = 0, ++row;
+    }
+    int8_t nowhere[BLOCK];
+    for (int64_t b = count; b < W; ++b) {
+      for (int v = 0; v < VECTORS; ++v) values[b][v] = f32v{};
+      places[b].codes = nowhere;
+    }
+    quantize_blocks(values, count, places);
+  }
 }
 
 }  // namespace
