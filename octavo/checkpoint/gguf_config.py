@@ -48,8 +48,16 @@ def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
 
 def generation_config_from_gguf(file: GGUFFile) -> dict[str, Any]:
     """Sampling defaults that the file recommends, if any, in the shape of a generation_config.json."""
-    found = {name: file.metadata.get(f"general.sampling.{key}") for key, name in _SAMPLING.items()}
-    return {name: value for name, value in found.items() if isinstance(value, int | float)}
+    chosen: dict[str, Any] = {}
+    for key, name in _SAMPLING.items():
+        match file.metadata.get(f"general.sampling.{key}"):
+            case bool():
+                pass
+            case int(value):
+                chosen[name] = value
+            case float(value) if math.isfinite(value):
+                chosen[name] = _shortest(value)
+    return chosen
 
 
 class _Keys:

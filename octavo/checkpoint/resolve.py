@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from octavo.checkpoint import embedded, folder, hub
@@ -13,15 +14,20 @@ from octavo.errors import CheckpointError
 def resolve(model: ModelConfig) -> Checkpoint:
     """The checkpoint `model` names, downloaded first if need be. Raises CheckpointError saying what to do."""
     if model.model is None:
-        return folder.open_path(embedded.fetch(embedded.DEFAULT), embedded.DEFAULT.name, model.load_format)
+        return _embedded(embedded.DEFAULT, embedded.DEFAULT.name, model)
     path = Path(model.model).expanduser()
     if model.model and _exists(path):
         return folder.open_path(path, _name_of(path), model.load_format)
     if (known := embedded.EMBEDDED.get(model.model.lower())) is not None:
-        return folder.open_path(embedded.fetch(known), model.model, model.load_format)
+        return _embedded(known, model.model, model)
     if (hub_id := hub.parse(model.model)) is None:
         raise CheckpointError(f"{model.model!r}: no such file or folder, and not the form of a hub id (org/name)")
     return _from_hub(hub_id, model)
+
+
+def _embedded(known: embedded.EmbeddedModel, name: str, model: ModelConfig) -> Checkpoint:
+    found = folder.open_path(embedded.fetch(known), name, model.load_format)
+    return replace(found, generation_config={**known.generation_config, **found.generation_config})
 
 
 def _name_of(path: Path) -> str:

@@ -207,5 +207,7 @@ def test_an_unknown_architecture_is_refused_with_the_list(tmp_path: Path) -> Non
 
 
 def test_recommended_sampling_becomes_a_generation_config(tmp_path: Path) -> None:
-    path = write_gguf(tmp_path / "model.gguf", metadata=LLAMA | {"general.sampling.temp": 0.5})
-    assert open_path(path, "model", "auto").generation_config == {"temperature": 0.5}
+    sampling = {"temp": 0.7, "top_k": 20, "penalty_repeat": 1.05, "min_p": float("nan"), "top_p": True, "mirostat": 1}
+    metadata = LLAMA | {f"general.sampling.{key}": value for key, value in sampling.items()}
+    found = open_path(write_gguf(tmp_path / "model.gguf", metadata=metadata), "model", "auto").generation_config
+    assert found == {"temperature": 0.7, "top_k": 20, "repetition_penalty": 1.05}, "numbers as their author wrote them"

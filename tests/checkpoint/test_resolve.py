@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gguf_files import write_gguf
+from gguf_files import LLAMA, write_gguf
 
 from octavo import env
 from octavo.checkpoint import embedded, hub, resolve
@@ -292,10 +292,22 @@ def test_embedded_names_know_no_case_and_files_come_first(tmp_path: Path, monkey
     monkeypatch.setattr(embedded, "fetch", lambda known: asked.append(known) or path)
     found = resolve(ModelConfig(model="Gemma-3-270M"))
     assert (found.name, found.path, asked) == ("Gemma-3-270M", path, [embedded.GEMMA_3_270M])
+    assert found.generation_config == {}
     assert resolve(ModelConfig()).name == "SmolLM2-135M-Instruct"
     monkeypatch.chdir(tmp_path)
     folder(tmp_path / "gemma-3-270m", "model.safetensors")
     assert resolve(ModelConfig(model="gemma-3-270m")).format == "safetensors"
+
+
+@pytest.mark.parametrize("name", [None, "smollm2-135m-instruct"])
+def test_the_default_brings_its_cards_sampling_which_its_file_can_change(
+    name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "fetch", lambda _: path)
+    path = write_gguf(tmp_path / "fetched.gguf")
+    assert resolve(ModelConfig(model=name)).generation_config == {"temperature": 0.2, "top_p": 0.9}
+    path = write_gguf(tmp_path / "newer.gguf", metadata=LLAMA | {"general.sampling.top_p": 0.5})
+    assert resolve(ModelConfig(model=name)).generation_config == {"temperature": 0.2, "top_p": 0.5}
 
 
 def test_importing_the_checkpoint_loads_nothing_heavy() -> None:
