@@ -20,7 +20,7 @@ from octavo.api.generation import Job, Tally, collect, deltas
 from octavo.api.limits import PROMPTS, check_product
 from octavo.api.openai.sampling import check_room, sampling_params
 from octavo.api.openai.types import COMPLETION_UNSUPPORTED, MaxTokens, SamplingFields, Sequences
-from octavo.api.wire import decode, json_response
+from octavo.api.wire import json_response
 from octavo.errors import InvalidRequest
 from octavo.face import Engine
 
@@ -45,7 +45,7 @@ class GenerateResponse(Struct, kw_only=True):
 
 async def generate(call: Call) -> Response:
     engine = call.desk.serving
-    request = await decode(call.body, GenerateRequest, _UNSUPPORTED)
+    request = await call.read(GenerateRequest, _UNSUPPORTED)
     prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
     count = _count(request)
     check_product(len(prompts), count, "num_return_sequences")

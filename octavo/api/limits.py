@@ -42,6 +42,8 @@ CHAT_TOP_LOGPROBS = 20
 CACHE_SALT_LENGTH = 256
 TEMPLATE_KWARGS = 16
 TEMPLATE_KWARG_LENGTH = 1024
+LOGGED_FIELDS = 8  # names of ignored fields in one line of the log
+LOGGED_NAME_LENGTH = 64
 
 
 def check_product(prompts: int, n: int, param: str = "n") -> None:

@@ -12,7 +12,7 @@ from octavo.api.desk import Call
 from octavo.api.openai.models import check_model
 from octavo.api.openai.prompts import render_chat
 from octavo.api.openai.types import CHAT_UNSUPPORTED, Messages, TemplateKwargs, TokenId
-from octavo.api.wire import decode, json_response
+from octavo.api.wire import json_response
 from octavo.errors import InvalidRequest
 from octavo.face import Engine
 
@@ -51,7 +51,7 @@ class DetokenizeResponse(Struct, kw_only=True):
 
 async def tokenize(call: Call) -> Response:
     engine = call.desk.serving
-    request = await decode(call.body, TokenizeRequest, _UNSUPPORTED)
+    request = await call.read(TokenizeRequest, _UNSUPPORTED)
     check_model(engine, request.model)
     text, special = _text(engine, request)
     tokens = await asyncio.to_thread(engine.tokenizer.encode, text, special)  # be it longer than the context
@@ -81,7 +81,7 @@ def _text(engine: Engine, request: TokenizeRequest) -> tuple[str, bool]:
 
 async def detokenize(call: Call) -> Response:
     engine = call.desk.serving
-    request = await decode(call.body, DetokenizeRequest)
+    request = await call.read(DetokenizeRequest)
     check_model(engine, request.model)
     for index, token in enumerate(request.tokens):
         if token >= engine.tokenizer.vocab_size:

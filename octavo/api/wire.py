@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,7 +17,7 @@ from starlette.responses import Response
 from octavo.api.limits import JSON_TOP_LEVEL_FIELDS
 from octavo.errors import InvalidRequest, OctavoError, Overloaded, Unauthorized
 
-T = TypeVar("T")
+T = TypeVar("T", bound=msgspec.Struct)
 
 _BAD_JSON = "We could not parse the JSON body of your request: "
 _TYPE_NAMES = {
@@ -40,18 +40,28 @@ _NEUTRAL = (b"null", b"false", b"[]", b"{}", b'""', b"0")
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-async def decode(body: bytes, shape: type[T], unsupported: Mapping[str, str] | None = None) -> T:
+async def decode(
+    body: bytes,
+    shape: type[T],
+    unsupported: Mapping[str, str] | None = None,
+    ignored: Callable[[Collection[str]], None] | None = None,
+) -> T:
     """Decode a JSON body into a struct.
 
-    Unknown fields are ignored, except those in `unsupported` (field → why), which would change the answer: these are
-    refused unless they are null, false or empty. Raises InvalidRequest.
+    Unknown fields are ignored and their names told to `ignored`, except those in `unsupported` (field → why), which
+    would change the answer: these are refused unless they are null, false or empty. Raises InvalidRequest.
     """
     if len(body) <= _INLINE_BYTES:
-        return _decode(body, shape, unsupported or {})
-    return await asyncio.to_thread(_decode, body, shape, unsupported or {})
+        value, unknown = _decode(body, shape, unsupported or {})
+    else:
+        value, unknown = await asyncio.to_thread(_decode, body, shape, unsupported or {})
+    if unknown and ignored is not None:
+        ignored(unknown)
+    return value
 
 
-def _decode(body: bytes, shape: type[T], unsupported: Mapping[str, str]) -> T:
+def _decode(body: bytes, shape: type[T], unsupported: Mapping[str, str]) -> tuple[T, list[str]]:
+    """The struct, and the body's top-level fields that it does not have."""
     try:
         body.decode()
         fields = _fields_decoder.decode(body)
@@ -60,7 +70,10 @@ def _decode(body: bytes, shape: type[T], unsupported: Mapping[str, str]) -> T:
         for name in fields.keys() & unsupported.keys():
             if bytes(fields[name]).strip() not in _NEUTRAL:
                 raise _unsupported(name, unsupported[name])
-        return msgspec.json.decode(body, type=shape)
+        value = msgspec.json.decode(body, type=shape)
+        return value, [
+            name for name in fields if name not in shape.__struct_encode_fields__ and name not in unsupported
+        ]
     except UnicodeDecodeError:
         raise InvalidRequest(_BAD_JSON + "it is not UTF-8.") from None
     except RecursionError:  # msgspec descends no further than Python itself would

@@ -11,6 +11,7 @@ from fake_engine import Client, FakeEngine, chat, completion
 from msgspec import NODEFAULT, Struct, UnsetType
 from msgspec.structs import fields
 
+from octavo.api.desk import IgnoredFields
 from octavo.api.generate import GenerateRequest
 from octavo.api.limits import Limits
 from octavo.api.openai.types import CHAT_UNSUPPORTED, ChatRequest, CompletionRequest
@@ -324,3 +325,29 @@ def test_limits_come_before_work() -> None:
     assert declared.status == 413
     assert exact.post("/tokenize", body, headers={"content-length": "9" * 5000}).status == 413
     assert exact.post("/tokenize", body, headers={"content-length": "-1"}).status == 400
+
+
+def test_fields_nobody_reads_are_named_in_the_log_and_their_values_never(caplog: pytest.LogCaptureFixture) -> None:
+    for path, (_, body) in ENDPOINTS.items():
+        caplog.clear()
+        assert Client().post(path, {**body, "max_token": "secret", "tools": None, "b\nc": 1}).status == 200
+        (line,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+        assert line.startswith("fields of a request that were ignored: 'b\\nc', 'max_token'"), path
+        assert "secret" not in caplog.text
+    caplog.clear()
+    client = Client()
+    for _ in range(3):
+        assert client.post(CHAT, chat(user="me", **{f"{i:03}" + LONG: 1 for i in range(200)})).status == 200
+    (line,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert len(line) < 1000
+    assert line.endswith(" and 192 more")
+
+
+def test_warnings_about_ignored_fields_come_once_a_second(caplog: pytest.LogCaptureFixture) -> None:
+    now = 100.0
+    ignored = IgnoredFields(lambda: now)
+    for moment in (100.0, 100.5, 100.9, 101.5, 101.6, 105.0):
+        now = moment
+        ignored.note(["x"])
+    suffixes = [record.getMessage().partition("'x'")[2] for record in caplog.records]
+    assert suffixes == ["", " (2 more since the last warning)", " (1 more since the last warning)"]

@@ -30,7 +30,7 @@ from octavo.api.openai.types import (
 )
 from octavo.api.openai.usage import usage
 from octavo.api.stream import EventStream
-from octavo.api.wire import decode, json_response
+from octavo.api.wire import json_response
 from octavo.errors import InvalidRequest
 from octavo.face import Engine
 from octavo.request import BeamSearchParams, Logprob, SamplingParams
@@ -38,7 +38,7 @@ from octavo.request import BeamSearchParams, Logprob, SamplingParams
 
 async def chat_completions(call: Call) -> ASGIApp:
     engine = call.desk.serving
-    request = await decode(call.body, ChatRequest, CHAT_UNSUPPORTED)
+    request = await call.read(ChatRequest, CHAT_UNSUPPORTED)
     options = _check(request)
     model = check_model(engine, request.model)
     try:

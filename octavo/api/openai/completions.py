@@ -26,7 +26,7 @@ from octavo.api.openai.types import (
 )
 from octavo.api.openai.usage import usage
 from octavo.api.stream import EventStream
-from octavo.api.wire import decode, json_response
+from octavo.api.wire import json_response
 from octavo.errors import InvalidRequest
 from octavo.face import Engine
 from octavo.request import BeamSearchParams, FinishReason, SamplingParams
@@ -36,7 +36,7 @@ _DEFAULT_MAX_TOKENS = 16
 
 async def completions(call: Call) -> ASGIApp:
     engine = call.desk.serving
-    request = await decode(call.body, CompletionRequest, COMPLETION_UNSUPPORTED)
+    request = await call.read(CompletionRequest, COMPLETION_UNSUPPORTED)
     options = _check(request)
     model = check_model(engine, request.model)
     prompts = split_prompts(request.prompt)
