@@ -1,13 +1,16 @@
 """Counters, gauges and histograms, named once: the names, labels and buckets that vLLM's dashboards expect.
 
 Lives where requests enter and leave (`observe`, `accept`, `finish`); the core only reports plain `EngineStats`.
-Label values come from fixed sets, so no client can grow the registry.
+Label values come from fixed sets, so no client can grow the registry. `Throughput` is the same for people: a line for
+the log.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from msgspec import Struct
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 
 from octavo.request import FinishReason, RequestMetrics
 
@@ -43,6 +46,19 @@ def _token_buckets(longest: int) -> tuple[float, ...]:
         buckets += [scale * digit for digit in (1, 2, 5) if scale * digit <= longest]
         scale *= 10
     return tuple(buckets)
+
+
+class _WithoutCreated(CollectorRegistry):
+    """A registry less the time at which each counter and histogram was made, which would be a third of all lines."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__()
+        self._whole = registry
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._whole.collect():
+            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+            yield family
 
 
 class Metrics:
@@ -86,7 +102,18 @@ class Metrics:
 
     def render(self) -> bytes:
         """The Prometheus text format."""
-        return generate_latest(self.registry)
+        return generate_latest(_WithoutCreated(self.registry))
+
+    @property
+    def stats(self) -> EngineStats:
+        """The core's last report."""
+        return self._last
+
+    def total(self, counter: str) -> float:
+        """What a counter has come to."""
+        value = self.registry.get_sample_value(f"vllm:{counter}_total", self._labels)
+        assert value is not None, f"there is no counter {counter}"
+        return value
 
     def observe(self, stats: EngineStats) -> None:
         """A report of the core."""
@@ -134,3 +161,34 @@ class Metrics:
     def _histogram(self, name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
         metric = Histogram(f"vllm:{name}", help, list(self._labels), registry=self.registry, buckets=buckets)
         return metric.labels(**self._labels)
+
+
+class Throughput:
+    """What became of the counters since the last look, in the words that vLLM's users know."""
+
+    def __init__(self, metrics: Metrics, now: float) -> None:
+        self._metrics = metrics
+        self._then = now
+        self._totals = self._count()
+        self._hit_rate = 0.0  # among the prompt tokens of the last interval that had any
+
+    def line(self, now: float) -> str | None:
+        """Rates since the last call and how things stand; None if nothing ran. `now` in seconds on any one clock."""
+        seconds, self._then = now - self._then, now
+        before, self._totals = self._totals, self._count()
+        prompt, generated, queries, hits = (after - was for after, was in zip(self._totals, before, strict=True))
+        if queries:
+            self._hit_rate = hits / queries
+        stats = self._metrics.stats
+        if not (prompt or generated or stats.running or stats.waiting):
+            return None
+        return (
+            f"Avg prompt throughput: {prompt / seconds:.1f} tokens/s, "
+            f"Avg generation throughput: {generated / seconds:.1f} tokens/s, "
+            f"Running: {stats.running} reqs, Waiting: {stats.waiting} reqs, "
+            f"KV cache usage: {stats.kv_cache_usage:.1%}, Prefix cache hit rate: {self._hit_rate:.1%}"
+        )
+
+    def _count(self) -> list[float]:
+        names = ("prompt_tokens", "generation_tokens", "prefix_cache_queries", "prefix_cache_hits")
+        return [self._metrics.total(name) for name in names]

@@ -12,6 +12,7 @@ import logging
 import signal
 import socket
 import sys
+import time
 
 from octavo import __version__
 from octavo.api.app import build_app
@@ -19,8 +20,11 @@ from octavo.api.server import Server
 from octavo.config import EngineConfig, ServerConfig
 from octavo.engine.async_engine import AsyncLLMEngine
 from octavo.errors import OctavoError
+from octavo.metrics import Throughput
 
 logger = logging.getLogger("octavo.api")
+
+_THROUGHPUT_SECONDS = 10.0
 
 
 async def serve(config: EngineConfig, server_config: ServerConfig, listener: socket.socket) -> int:
@@ -56,11 +60,24 @@ async def run_engine(config: EngineConfig, server: Server, server_config: Server
         await engine.wait_ready()
         sys.stdout.write(welcome(engine, server_config, url) + "\n")
         sys.stdout.flush()
-        return await engine.wait_dead()
+        reporting = asyncio.create_task(report_throughput(engine))
+        try:
+            return await engine.wait_dead()
+        finally:
+            reporting.cancel()
     except OctavoError as error:
         return error
     finally:
         await engine.shutdown()
+
+
+async def report_throughput(engine: AsyncLLMEngine) -> None:
+    """A line in the log every few seconds while there is something to say."""
+    throughput = Throughput(engine.metrics, time.monotonic())
+    while True:
+        await asyncio.sleep(_THROUGHPUT_SECONDS)
+        if (line := throughput.line(time.monotonic())) is not None:
+            logger.info(line)
 
 
 def stop_on_signals(server: Server) -> None:

@@ -71,9 +71,8 @@ def _decode(body: bytes, shape: type[T], unsupported: Mapping[str, str]) -> tupl
             if bytes(fields[name]).strip() not in _NEUTRAL:
                 raise _unsupported(name, unsupported[name])
         value = msgspec.json.decode(body, type=shape)
-        return value, [
-            name for name in fields if name not in shape.__struct_encode_fields__ and name not in unsupported
-        ]
+        known = (*shape.__struct_encode_fields__, *unsupported)
+        return value, [name for name in fields if name not in known]
     except UnicodeDecodeError:
         raise InvalidRequest(_BAD_JSON + "it is not UTF-8.") from None
     except RecursionError:  # msgspec descends no further than Python itself would

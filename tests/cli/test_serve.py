@@ -19,6 +19,7 @@ from octavo.api.server import bind
 from octavo.cli.main import main
 from octavo.config import EngineConfig, ServerConfig
 from octavo.errors import CheckpointError, EngineDead, OctavoError
+from octavo.metrics import Metrics
 
 
 class StartedEngine(FakeEngine):
@@ -26,6 +27,7 @@ class StartedEngine(FakeEngine):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.metrics = Metrics("fake-model", longest=100)
         self.ready = False
         self.loaded = asyncio.Event()
         self.ended: asyncio.Future[OctavoError] = asyncio.get_running_loop().create_future()
@@ -185,3 +187,19 @@ def test_tls_files_are_tried_before_anything_is_loaded(tmp_path, capsys) -> None
     error = capsys.readouterr().err
     assert error.startswith(f"octavo: --ssl-certfile {junk} and --ssl-keyfile {junk} are no certificate chain")
     assert error.count("\n") == 1
+
+
+def test_throughput_is_logged_while_there_is_traffic(monkeypatch, caplog) -> None:
+    monkeypatch.setattr(serving, "_THROUGHPUT_SECONDS", 0.001)
+    caplog.set_level("INFO", logger="octavo")
+
+    async def scenario(engine: StartedEngine, web: httpx.AsyncClient) -> None:
+        engine.loaded.set()
+        await until_ready(web)
+        assert "throughput" not in caplog.text
+        engine.metrics.generation_tokens.inc(5)
+        while "Avg generation throughput: " not in caplog.text:
+            await asyncio.sleep(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert served(monkeypatch, scenario)[0] == 0
