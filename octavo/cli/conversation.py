@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from octavo import env
+from octavo.cli.terminal import without_echo
 from octavo.config import EngineConfig
 from octavo.errors import InvalidRequest, Overloaded, RequestFailed
 from octavo.face import Engine
-from octavo.request import SamplingParams
+from octavo.request import FinishReason, SamplingParams
 
 _HISTORY_LINES = 1000
 _HELP = """\
@@ -74,12 +75,14 @@ class Conversation:
     def clear(self) -> None:
         self.messages.clear()
 
-    async def ask(self, text: str, write: Callable[[str], None]) -> None:
-        """Write the answer as it comes. Raises what the engine raises; the question is forgotten then."""
+    async def ask(self, text: str, write: Callable[[str], None]) -> str | None:
+        """Write the answer as it comes; returns why it was cut short, if it was.
+
+        Raises what the engine raises; the question is forgotten then.
+        """
         if not self.chats:
             _, prompt = await self.engine.encode(text)
-            await self._stream(prompt, write)
-            return
+            return await self._stream(prompt, write)
         self.messages.append({"role": "user", "content": text})
         answer: list[str] = []
 
@@ -88,7 +91,7 @@ class Conversation:
             write(piece)
 
         try:
-            await self._stream(await self._prompt(), note)
+            return await self._stream(await self._prompt(), note)
         finally:
             if answer:
                 self.messages.append({"role": "assistant", "content": "".join(answer)})
@@ -101,12 +104,23 @@ class Conversation:
         _, ids = await self.engine.encode(text, add_special_tokens=False)
         return ids
 
-    async def _stream(self, prompt: list[int], write: Callable[[str], None]) -> None:
+    async def _stream(self, prompt: list[int], write: Callable[[str], None]) -> str | None:
+        tokens, reason = 0, None
         outputs = self.engine.generate(prompt, self.params, f"run-{next(self._requests)}", output_kind="delta")
         async with aclosing(outputs):  # type: ignore[type-var]
             async for output in outputs:
-                if output.outputs[0].text:
-                    write(output.outputs[0].text)
+                part = output.outputs[0]
+                tokens, reason = tokens + len(part.token_ids), part.finish_reason
+                if part.text:
+                    write(part.text)
+        return self._cut(reason, tokens)
+
+    def _cut(self, reason: FinishReason | None, tokens: int) -> str | None:
+        if reason != "length":
+            return None
+        if tokens == self.params.max_tokens:
+            return f"cut after {tokens} tokens; --max-tokens N sets another limit"
+        return f"cut: the context of {self.engine.max_model_len} tokens is full"
 
 
 async def _spin(note: str) -> None:
@@ -124,10 +138,14 @@ async def _spin(note: str) -> None:
 def talk(conversation: Conversation, runner: asyncio.Runner, prompt: str | None) -> int:
     """One answer, or lines from the terminal until the user leaves; the exit status."""
     if prompt is not None:
+        cut = None
         try:
-            runner.run(conversation.ask(prompt, _print))
+            with without_echo():
+                cut = runner.run(conversation.ask(prompt, _print))
         finally:
             _print("\n")
+        if cut is not None:
+            _print_note(f"({cut})\n")
         return 0
     _print_note(f"{conversation.engine.checkpoint.name}; /help lists commands, Ctrl-D leaves\n")
     if not conversation.chats:
@@ -143,15 +161,19 @@ def talk(conversation: Conversation, runner: asyncio.Runner, prompt: str | None)
 
 
 def _answer(conversation: Conversation, runner: asyncio.Runner, text: str) -> None:
+    note = None
     try:
-        runner.run(conversation.ask(text, _print))
+        with without_echo():
+            note = runner.run(conversation.ask(text, _print))
+        note = note and f"\n({note})"
     except KeyboardInterrupt:
         pass
     except InvalidRequest as error:
         hint = "; /clear begins anew" if conversation.messages else ""
-        _print_note(f"{error.message}{hint}")
+        note = f"{error.message}{hint}"
     except (Overloaded, RequestFailed) as error:
-        _print_note(error.message)
+        note = error.message
+    _print_note(note or "")
     _print("\n")
 
 

@@ -16,12 +16,12 @@ from octavo.errors import OctavoError
 
 VERBS = {
     "serve": ("serve", "serve a model over HTTP with OpenAI's API"),
-    "run": ("run", "answer one prompt, or chat in the terminal"),
+    "run": ("run", "answer one prompt"),
+    "chat": ("run", "talk to a model in the terminal; the same as run without a prompt"),
     "bench latency": ("bench_latency", "how long one batch takes"),
     "bench throughput": ("bench_throughput", "how many tokens a second many prompts give"),
     "bench serve": ("bench_serve", "load a running server and measure what its clients see"),
 }
-ALIASES = {"chat": "run"}
 
 _HEADER = f"""\
 octavo {__version__}: an LLM serving engine
@@ -51,9 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _verb(words: Sequence[str]) -> str | None:
-    first = ALIASES.get(words[0], words[0])
-    both = " ".join((first, *words[1:2]))
-    return first if first in VERBS else both if both in VERBS else None
+    both = " ".join(words[:2])
+    return words[0] if words[0] in VERBS else both if both in VERBS else None
 
 
 def _lost(words: Sequence[str]) -> int:
@@ -63,7 +62,7 @@ def _lost(words: Sequence[str]) -> int:
         print(_overview(family))
         return 0
     typed = " ".join(words[:2]) if family else words[0]
-    known = family or {verb.split()[0] for verb in VERBS} | set(ALIASES)
+    known = family or {verb.split()[0] for verb in VERBS}
     print(f"octavo: there is no verb {typed!r}{suggestion(typed, known)}\n(see octavo --help)", file=sys.stderr)
     return 2
 

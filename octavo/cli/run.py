@@ -1,4 +1,4 @@
-"""`octavo run`: one answer, or a conversation, in the terminal.
+"""`octavo run` and `octavo chat`: one answer, or a conversation, in the terminal.
 
 The engine works in a process of its own, so Ctrl-C stops an answer and nothing else. What the model says goes to
 standard output and everything else to standard error, so answers can be piped.
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from octavo.cli.flags import Parser, add_engine_flags, engine_config, number
 from octavo.cli.leaving import leave
+from octavo.cli.measure import count_flag
 from octavo.errors import ConfigError
 
 USAGE = "[MODEL] [PROMPT] [flags]"
@@ -33,7 +34,7 @@ def add_arguments(parser: Parser) -> None:
     group.add_argument("--temperature", type=number(float), metavar="X", help="0: always the likeliest token")
     group.add_argument("--top-p", type=number(float), metavar="X", help="draw from the likeliest tokens of this share")
     group.add_argument("--top-k", type=number(int), metavar="N", help="draw from the N likeliest tokens")
-    group.add_argument("--max-tokens", type=number(int), metavar="N", help="longest answer; default: the context's end")
+    count_flag(group, "--max-tokens", 1024, "tokens of the longest answer")  # a small model may never end by itself
     group.add_argument("--seed", dest="sampling_seed", type=number(int), metavar="N", help="for answers that repeat")
     add_engine_flags(parser, without=("seed",))
 

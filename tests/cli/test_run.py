@@ -7,14 +7,17 @@ import builtins
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from fake_engine import FakeEngine
+from msgspec import structs
 
 from octavo import env
 from octavo.cli import conversation as module
 from octavo.cli.conversation import Conversation, talk
-from octavo.cli.run import split_words
+from octavo.cli.flags import Parser
+from octavo.cli.run import add_arguments, split_words
 from octavo.errors import ConfigError, EngineDead, InvalidRequest, Overloaded, RequestFailed
 
 
@@ -71,12 +74,65 @@ def prompts(engine: FakeEngine) -> list[str]:
 
 def test_one_prompt_is_answered_and_nothing_else_is_printed(runner, capsys) -> None:
     engine = FakeEngine(default_sampling={"temperature": 0.3, "top_k": 5})
-    conversation = Conversation(engine, {"temperature": 0.0}, max_tokens=5, system="Be brief")
+    conversation = Conversation(engine, {"temperature": 0.0}, max_tokens=50, system="Be brief")
     assert talk(conversation, runner, "Hi") == 0
-    assert capsys.readouterr() == ("Hello\n", "")
+    assert capsys.readouterr() == ("Hello, wörld! 0\n", "")
     assert prompts(engine) == ["<system>Be brief<user>Hi<assistant>"]
     params = engine.calls[0]["params"]
-    assert (params.temperature, params.top_k, params.max_tokens) == (0.0, 5, 5)
+    assert (params.temperature, params.top_k, params.max_tokens) == (0.0, 5, 50)
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "context", "note"),
+    [(5, 128, "cut after 5 tokens; --max-tokens"), (99, 24, "context of 24 tokens is")],
+)
+@pytest.mark.parametrize("prompt", ["Hi", None])
+def test_an_answer_that_was_cut_says_so(runner, monkeypatch, capsys, max_tokens, context, note, prompt) -> None:
+    engine = FakeEngine(max_model_len=context)
+    typing(monkeypatch, "Hi")
+    monkeypatch.setattr(engine, "generate", cut_at_context(engine))
+    assert talk(Conversation(engine, {}, max_tokens), runner, prompt) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("Hello\n")
+    assert note in err
+
+
+def cut_at_context(engine: FakeEngine):
+    """A limit beyond the context is cut to it, as engines do."""
+    generate = engine.generate
+
+    def cut(prompt, params, *args, **options):
+        room = min(params.max_tokens, engine.max_model_len - len(prompt))
+        return generate(prompt, structs.replace(params, max_tokens=room), *args, **options)
+
+    return cut
+
+
+def test_answers_have_an_end_unless_another_is_asked_for() -> None:
+    parser = Parser("octavo run", "", "")
+    add_arguments(parser)
+    assert parser.parse([]).max_tokens == 1024
+    assert parser.parse(["--max-tokens", "7"]).max_tokens == 7
+
+
+def test_nothing_typed_appears_in_an_answer(runner, monkeypatch) -> None:
+    silent: list[bool] = []
+    hidden = False
+
+    @contextmanager
+    def without_echo() -> Iterator[None]:
+        nonlocal hidden
+        hidden = True
+        yield
+        hidden = False
+
+    monkeypatch.setattr(module, "without_echo", without_echo)
+    monkeypatch.setattr(module, "_print", lambda text: silent.append(hidden) if text.strip() else None)
+    typing(monkeypatch, "one")
+    for prompt in ("Hi", None):
+        talk(Conversation(FakeEngine(), {}), runner, prompt)
+    assert silent
+    assert all(silent)
 
 
 def test_a_conversation_remembers(runner, monkeypatch, capsys) -> None:

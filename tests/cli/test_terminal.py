@@ -1,0 +1,72 @@
+"""What is typed while an answer streams is not shown, and the terminal is left as it was."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
+
+import pytest
+
+from octavo.cli.terminal import without_echo
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    master, slave = pty.openpty()
+    with os.fdopen(slave) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        yield slave
+    os.close(master)
+
+
+def echoes(terminal: int) -> bool:
+    return bool(termios.tcgetattr(terminal)[3] & termios.ECHO)
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt, ValueError])
+def test_echo_is_off_inside_and_back_whatever_happens(terminal: int, error: type[BaseException] | None) -> None:
+    before = termios.tcgetattr(terminal)
+    caught: type[BaseException] | None = None
+    try:
+        with without_echo():
+            assert not echoes(terminal)
+            assert termios.tcgetattr(terminal)[3] & termios.ISIG, "Ctrl-C still is one"
+            if error is not None:
+                raise error
+    except (KeyboardInterrupt, ValueError) as raised:
+        caught = type(raised)
+    assert caught is error
+    assert termios.tcgetattr(terminal) == before
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+DYING = """
+import signal, sys
+from octavo.cli.terminal import without_echo
+with without_echo():
+    print("silent", flush=True)
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_restores_the_terminal_and_ends_the_program(terminal: int, number: signal.Signals) -> None:
+    with subprocess.Popen([sys.executable, "-c", DYING], stdin=terminal, stdout=subprocess.PIPE) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == b"silent\n"
+        assert not echoes(terminal)
+        program.send_signal(number)
+        assert program.wait(20) == -number
+    assert echoes(terminal)
+
+
+def test_without_a_terminal_there_is_nothing_to_hide(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open(os.devnull) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        with without_echo():
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
