@@ -11,6 +11,7 @@ from octavo.cli.measure import (
     add_output_flags,
     count_flag,
     mean,
+    model_info,
     ordinary_ids,
     percentile,
     random_prompts,
@@ -49,13 +50,22 @@ def run(options: argparse.Namespace) -> int:
         llm.generate(prompts, params, use_tqdm=False)
         if turn >= options.num_iters_warmup:
             latencies.append(time.perf_counter() - began)
+    what = model_info(llm)
     llm.close()
     percentiles = {str(percent): percentile(latencies, percent) for percent in PERCENTILES}
-    print(f"Avg latency: {mean(latencies):.6f} seconds")
+    rate = options.batch_size * options.output_len / max(mean(latencies), 1e-9)
+    print(", ".join(f"{name}: {value}" for name, value in what.items()))
+    print(f"Avg latency: {mean(latencies):.6f} seconds ({rate:.1f} output tokens/s)")
     for percent, seconds in percentiles.items():
         print(f"{percent}% percentile latency: {seconds:.6f} seconds")
     write_json(
         options.output_json,
-        {"avg_latency": mean(latencies), "latencies": latencies, "percentiles": percentiles},
+        {
+            "avg_latency": mean(latencies),
+            "latencies": latencies,
+            "percentiles": percentiles,
+            "output_tokens_per_second": rate,
+            **what,
+        },
     )
     return 0

@@ -6,7 +6,7 @@ import argparse
 import time
 
 from octavo.cli.flags import Parser, add_engine_flags, given
-from octavo.cli.measure import add_output_flags, count_flag, ordinary_ids, random_prompts, write_json
+from octavo.cli.measure import add_output_flags, count_flag, model_info, ordinary_ids, random_prompts, write_json
 from octavo.config import SECTIONS
 
 USAGE = "[--model MODEL] [flags]"
@@ -37,9 +37,11 @@ def run(options: argparse.Namespace) -> int:
     began = time.perf_counter()
     outputs = llm.generate(prompts, params)
     elapsed = time.perf_counter() - began
+    what = model_info(llm)
     llm.close()
     generated = sum(len(output.outputs[0].token_ids) for output in outputs)
     total = generated + sum(map(len, prompts))
+    print(", ".join(f"{name}: {value}" for name, value in what.items()))
     print(
         f"Throughput: {len(prompts) / elapsed:.2f} requests/s, {total / elapsed:.2f} total tokens/s, "
         f"{generated / elapsed:.2f} output tokens/s"
@@ -54,6 +56,7 @@ def run(options: argparse.Namespace) -> int:
             "requests_per_second": len(prompts) / elapsed,
             "tokens_per_second": total / elapsed,
             "output_tokens_per_second": generated / elapsed,
+            **what,
         },
     )
     return 0

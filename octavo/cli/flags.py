@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import re
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from octavo.config import SECTIONS, EngineConfig, parse_quantity
@@ -41,8 +42,11 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n(see {self.prog} --help)\n")
 
 
-def suggestion(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+def suggestion(word: str, known: Collection[str]) -> str:
+    """For a word that is not known: the one that has the same words in another order, or looks most like it."""
+    parts = set(re.findall(r"\w+", word))
+    holding = [each for each in known if parts and parts <= set(re.findall(r"\w+", each))]
+    close = difflib.get_close_matches(word, holding or known, n=1, cutoff=0.0 if holding else 0.6)
     return f"; did you mean {close[0]}?" if close else ""
 
 

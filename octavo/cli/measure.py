@@ -35,6 +35,21 @@ def ordinary_ids(tokenizer: Any) -> list[int]:
     return [token_id for token_id in range(tokenizer.vocab_size) if token_id not in tokenizer.special_ids]
 
 
+def model_info(llm: Any) -> dict[str, str]:
+    """What an `LLM` computes with."""
+    from octavo.execution.worker import choose_device, choose_dtype
+
+    engine = llm.llm_engine
+    device = choose_device(engine.config.execution.device)
+    dtype = choose_dtype(engine.config.model.dtype, engine.checkpoint, device)
+    return {
+        "model": engine.checkpoint.name,
+        "format": engine.checkpoint.format,
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": str(device),
+    }
+
+
 def percentile(values: Sequence[float], percent: float) -> float:
     """Linear between neighbours; 0 of nothing."""
     if not values:

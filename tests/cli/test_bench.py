@@ -100,6 +100,29 @@ def test_the_report_holds_what_vllms_users_look_for(tmp_path: Path) -> None:
     assert json.loads(json.dumps(results)) == results
 
 
+def test_bench_latency_says_how_fast_and_what(smollm2, tmp_path: Path, capsys) -> None:
+    file = tmp_path / "results.json"
+    words = [
+        "--num-iters-warmup",
+        "0",
+        "--num-iters",
+        "2",
+        "--batch-size",
+        "2",
+        "--input-len",
+        "4",
+        "--output-len",
+        "3",
+    ]
+    assert main(["bench", "latency", "--dtype", "bfloat16", "--output-json", str(file), *words]) == 0
+    results = json.loads(file.read_text())
+    assert len(results["latencies"]) == 2
+    assert results["output_tokens_per_second"] == pytest.approx(6 / results["avg_latency"])
+    out = capsys.readouterr().out
+    assert out.startswith("model: SmolLM2-135M-Instruct, format: gguf, dtype: bfloat16, device: ")
+    assert f"Avg latency: {results['avg_latency']:.6f} seconds ({results['output_tokens_per_second']:.1f} output" in out
+
+
 def test_no_server_is_one_clear_line(capsys) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]

@@ -121,6 +121,7 @@ def test_every_kind_of_value() -> None:
         (["--dtype", "int3"], "argument --dtype: invalid choice: 'int3'"),
         (["--max-num-seq", "3"], "unknown argument --max-num-seq; did you mean --max-num-seqs?"),
         (["--served_model_name", "x"], "unknown argument --served_model_name; did you mean --served-model-name?"),
+        (["--len-max-model", "3"], "unknown argument --len-max-model; did you mean --max-model-len?"),
         (["--what"], "unknown argument --what"),
         (["stray"], "unknown argument stray"),
     ],
