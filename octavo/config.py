@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -27,13 +27,8 @@ _BINARY_SUFFIXES = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
 def parse_quantity(text: str) -> int:
-    """A whole number with an optional suffix: 4096, 4k (4,000), 4K or 4KiB (4,096), 1.5GiB, 2GB. -1 is allowed.
-
-    Raises ConfigError.
-    """
-    if text == "-1":
-        return -1
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(iB|B)?", text.strip())
+    """A whole number with an optional suffix: 4096, 4k (4,000), 4K or 4KiB (4,096), 1.5GiB, 2GB. Raises ConfigError."""
+    match = re.fullmatch(r"(-?\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(iB|B)?", text.strip())
     if match is None:
         raise ConfigError(f"{text!r} is not a number with an optional suffix such as 4k, 4096 or 1.5GiB")
     number, letter, unit = match.groups()
@@ -60,9 +55,12 @@ class ModelConfig:
     )
     load_format: LoadFormat = _flag("auto looks at the files; dummy: random weights of the given config", "auto")
     max_model_len: int | None = _flag(
-        "longest prompt + output in tokens; default or -1: what the model and memory allow", None, quantity=True
+        "longest prompt + output in tokens; default or -1: what the model and memory allow",
+        None,
+        quantity=True,
+        also=-1,
     )
-    max_logprobs: int = _flag("most logprobs a request may ask for", 20)
+    max_logprobs: int = _flag("most logprobs a request may ask for; -1: any number", 20, also=-1)
     seed: int = _flag("seed of requests that bring none, and of dummy weights", 0)
     chat_template: str | None = _flag("file with a Jinja chat template, instead of the model's own")
     generation_config: str = _flag("auto: take sampling defaults from the model; none: do not", "auto")
@@ -173,8 +171,8 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "max_num_queued_tokens": (1, 2**40),
     "kv_cache_memory": (1, 2**50),
     "num_gpu_blocks_override": (1, 2**31),
-    "max_model_len": (-1, 2**31),
-    "max_logprobs": (-1, 2**31),
+    "max_model_len": (2, 2**31),  # a token of prompt and one of output
+    "max_logprobs": (0, 2**31),
     "num_threads": (1, 4096),
     "port": (0, 65535),
 }
@@ -198,10 +196,17 @@ def check(section: Any) -> None:
             msgspec.convert(getattr(section, item.name), hint)
         except msgspec.ValidationError as error:
             raise ConfigError(f"{item.name}: {error}") from None
-        if value is not None and item.name in _RANGES:
-            low, high = _RANGES[item.name]
-            if not low <= value <= high:
-                raise ConfigError(f"{item.name} must be between {low:g} and {high:g}, not {value}")
+        if value is not None and item.name in _RANGES and value != item.metadata.get("also"):
+            _check_range(item, value)
+
+
+def _check_range(item: Field[Any], value: float) -> None:
+    low, high = _RANGES[item.name]
+    if low <= value <= high:
+        return
+    bound = f"at least {low}" if value < low else f"at most {high}"
+    also = f", or {item.metadata['also']}" if "also" in item.metadata else ""
+    raise ConfigError(f"{item.name} must be {bound}{also}, not {value}")
 
 
 Section = TypeVar("Section")

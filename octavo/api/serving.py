@@ -32,7 +32,6 @@ async def serve(config: EngineConfig, server_config: ServerConfig, listener: soc
     server = Server(build_app(None, server_config), server_config)
     stop_on_signals(server)
     url = address(server_config, listener)
-    logger.info("octavo %s listens on %s; loading the model", __version__, url)
     serving = asyncio.create_task(server.run_on(listener))
     engine_life = asyncio.create_task(run_engine(config, server, server_config, url))
     try:
@@ -56,6 +55,7 @@ async def run_engine(config: EngineConfig, server: Server, server_config: Server
     except OctavoError as error:
         return error
     try:
+        logger.info("octavo %s listens on %s; loading %s", __version__, url, engine.checkpoint.name)
         server.desk.engine = engine
         await engine.wait_ready()
         sys.stdout.write(welcome(engine, server_config, url) + "\n")

@@ -49,7 +49,15 @@ def _from_hub(hub_id: hub.HubId, model: ModelConfig) -> Checkpoint:
         raise CheckpointError(f"a hub repository may hold many GGUF files; name one as {hub_id.repo}:FILE.gguf")
     weights = () if model.load_format == "dummy" else hub.WEIGHT_FILES
     patterns = (*hub.CONFIG_FILES, *hub.TOKENIZER_FILES, *weights)
-    root = hub.download(hub_id, patterns, revision=model.revision, cache=model.download_dir)
+    try:
+        root = hub.download(hub_id, patterns, revision=model.revision, cache=model.download_dir)
+    except CheckpointError as error:
+        if "/" in hub_id.repo:
+            raise
+        own = ", ".join(known.name for known in embedded.EMBEDDED.values())
+        raise CheckpointError(
+            f"{name!r} is no file or folder here and none of octavo's own models ({own}); as a hub id: {error.message}"
+        ) from None
     if hub_id.file is not None:
         return folder.open_path(root / hub_id.file, name, model.load_format)
     if model.load_format in ("auto", "safetensors") and not any(root.glob("*.safetensors")):

@@ -164,7 +164,7 @@ def test_an_unset_limit_is_cut_to_the_context_and_a_set_one_is_not() -> None:
     assert client.engine.calls[0]["params"].max_tokens == 5
     reply = client.post(URL, completion("abcd", max_tokens=6))
     assert reply.status == 400
-    assert (reply.error["param"], reply.error["code"]) == ("prompt", "context_length_exceeded")
+    assert (reply.error["param"], reply.error["code"]) == ("max_tokens", "context_length_exceeded")
 
 
 def test_one_failing_prompt_fails_the_request_and_aborts_the_others() -> None:

@@ -137,7 +137,8 @@ BAD_VALUES = [
     (CHAT, {"max_tokens": 0}, "max_tokens", "integer_below_min_value"),
     (CHAT, {"max_tokens": -1}, "max_tokens", "integer_below_min_value"),
     (CHAT, {"max_tokens": 2**31}, "max_tokens", "integer_above_max_value"),
-    (CHAT, {"max_tokens": 1000}, "messages", "context_length_exceeded"),
+    (CHAT, {"max_tokens": 1000}, "max_tokens", "context_length_exceeded"),
+    (CHAT, {"max_completion_tokens": 1000}, "max_completion_tokens", "context_length_exceeded"),
     (CHAT, {"min_tokens": 10**9}, "min_tokens", "integer_above_max_value"),
     (CHAT, {"min_tokens": 3, "max_tokens": 2}, "min_tokens", "invalid_value"),
     (CHAT, {"top_p": 0}, "top_p", "decimal_below_min_value"),
@@ -191,7 +192,7 @@ BAD_VALUES = [
     (COMPLETION, {"prompt": ["a"] * 1000, "n": 3}, "n", "integer_above_max_value"),
     (COMPLETION, {"prompt": "x" * 200}, "prompt", "context_length_exceeded"),
     (COMPLETION, {"prompt": [72] * 200}, "prompt", "context_length_exceeded"),
-    (COMPLETION, {"max_tokens": 1000}, "prompt", "context_length_exceeded"),
+    (COMPLETION, {"max_tokens": 1000}, "max_tokens", "context_length_exceeded"),
     (COMPLETION, {"suffix": "x"}, "suffix", "unsupported_parameter"),
     (COMPLETION, {"prompt_embeds": "x"}, "prompt_embeds", "unsupported_parameter"),
     (COMPLETION, {"logprobs": 6}, "logprobs", "integer_above_max_value"),
@@ -201,7 +202,8 @@ BAD_VALUES = [
     (COMPLETION, {"best_of": 2, "stream": True}, "best_of", "invalid_value"),
     (COMPLETION, {"max_tokens": 0}, "max_tokens", "integer_below_min_value"),
     ("/generate", {"max_length": 3}, "max_length", "integer_below_min_value"),
-    ("/generate", {"max_length": 1000}, "prompt", "context_length_exceeded"),
+    ("/generate", {"max_length": 1000}, "max_length", "context_length_exceeded"),
+    ("/generate", {"max_new_tokens": 1000}, "max_new_tokens", "context_length_exceeded"),
     ("/generate", {"prompt": "x" * 200}, "prompt", "context_length_exceeded"),
     ("/generate", {"num_return_sequences": 129}, "num_return_sequences", "integer_above_max_value"),
     ("/generate", {"prompt": ""}, "prompt", "invalid_value"),
@@ -222,6 +224,8 @@ def test_a_bad_value_names_field_and_reason(path: str, changes: dict[str, Any], 
     assert reply.error["type"] == "invalid_request_error"
     assert (reply.error["param"], reply.error["code"]) == (param, code)
     assert len(reply.error["message"]) < 500
+    if param.startswith("max_"):
+        assert param in reply.error["message"]
     assert client.engine.running == set()
 
 

@@ -110,6 +110,7 @@ def test_every_kind_of_value() -> None:
     assert chosen.execution.num_threads == 2
     assert chosen.model.served_model_name == ("a", "b,c")
     assert config("--max-model-len", "-1").model.max_model_len == -1
+    assert config("--max-logprobs", "-1").model.max_logprobs == -1
 
 
 @pytest.mark.parametrize(
@@ -139,8 +140,27 @@ def test_a_wrong_flag_is_one_clear_line(arguments, message, capsys) -> None:
 def test_values_are_checked_by_the_config() -> None:
     with pytest.raises(ConfigError, match="block_size must be a power of two"):
         config("--block-size", "24")
-    with pytest.raises(ConfigError, match="max_num_seqs must be between"):
+    with pytest.raises(ConfigError, match="max_num_seqs must be at least 1, not 0"):
         config("--max-num-seqs", "0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--max-model-len", "-5"], "max_model_len must be at least 2, or -1, not -5"),
+        (["--max-model-len=-1k"], "max_model_len must be at least 2, or -1, not -1000"),
+        (["--max-model-len", "0"], "max_model_len must be at least 2, or -1, not 0"),
+        (["--max-logprobs=-2"], "max_logprobs must be at least 0, or -1, not -2"),
+        (["--kv-cache-memory", "-1"], "kv_cache_memory must be at least 1, not -1"),
+        (["--watermark", "0.6"], "watermark must be at most 0.5, not 0.6"),
+        (["--num-threads", "5000"], "num_threads must be at most 4096, not 5000"),
+        (["--watermark", "nan"], "watermark must be at"),
+    ],
+)
+def test_a_number_out_of_range_is_told_its_bound(arguments, message) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config(*arguments)
+    assert caught.value.message.startswith(message)
 
 
 def test_a_model_is_named_once() -> None:

@@ -6,6 +6,8 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -169,6 +171,28 @@ def test_a_signal_while_loading_ends_the_server(monkeypatch) -> None:
     status, engine = served(monkeypatch, scenario)
     assert status == 0
     assert engine.was_shut_down
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            "./no/such/model",
+            "octavo: './no/such/model': no such file or folder, and not the form of a hub id (org/name)\n",
+        ),
+        (
+            "nosuchmodel",
+            "octavo: 'nosuchmodel' is no file or folder here and none of octavo's own models (SmolLM2-135M-Instruct, "
+            "gemma-3-270m); as a hub id: nosuchmodel is not on this machine and OCTAVO_OFFLINE=1 forbids asking the hub; check the "
+            "network, or give a folder or .gguf file\n",
+        ),
+    ],
+)
+def test_a_model_that_is_not_there_is_one_line(model, message) -> None:
+    command = [sys.executable, "-m", "octavo.cli", "serve", model, "--port", "0"]
+    environment = {**os.environ, "OCTAVO_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", message)
 
 
 def test_a_taken_port_is_found_before_anything_is_loaded(capsys) -> None:

@@ -48,17 +48,17 @@ async def chat_completions(call: Call) -> ASGIApp:
             return await EventStream.open(answer.chunks(job))
         return json_response(await answer.whole(job))
     except InvalidRequest as error:  # the engine speaks of prompts and sampling parameters
-        error.param = _wire_name(error.param, request)
+        error.param = error.param and _wire_name(error.param, request)
         raise
 
 
-def _wire_name(param: str | None, request: ChatRequest) -> str | None:
+def _wire_name(param: str, request: ChatRequest) -> str:
     names = {"prompt": "messages"}
     if request.top_logprobs is not None:
         names["logprobs"] = "top_logprobs"
     if request.max_completion_tokens is not None:
         names["max_tokens"] = "max_completion_tokens"
-    return names.get(param, param) if param else param
+    return names.get(param, param)
 
 
 def _check(request: ChatRequest) -> StreamOptions:
@@ -81,7 +81,7 @@ async def _job(call: Call, engine: Engine, request: ChatRequest) -> Job:
     )
     _, prompt = await engine.encode(text, add_special_tokens=False)
     limit = request.max_completion_tokens or request.max_tokens
-    check_room(engine, len(prompt), request, limit, "max_tokens")
+    check_room(engine, len(prompt), request, limit, _wire_name("max_tokens", request))
     params: SamplingParams | BeamSearchParams
     if request.use_beam_search:
         params = beam_params(request, max_tokens=limit or max(1, engine.max_model_len - len(prompt)))

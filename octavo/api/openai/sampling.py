@@ -66,7 +66,7 @@ def check_room(engine: Engine, prompt_length: int, request: SamplingFields, max_
             f"{prompt_length + max_tokens} tokens ({prompt_length} in the prompt, {max_tokens} in the completion). "
             f"Shorten the prompt or lower '{param}'."
         )
-        raise ContextTooLong(message, param="prompt")
+        raise ContextTooLong(message, param=param)
     if (request.min_tokens or 0) > max(room, 1):
         message = f"'min_tokens' is {request.min_tokens}, but the context has room for {room} tokens after the prompt."
         raise InvalidRequest(message, param="min_tokens", code="integer_above_max_value")
