@@ -24,7 +24,7 @@ from octavo.api.limits import Limits
 from octavo.api.openai.chat import chat_completions
 from octavo.api.openai.completions import completions
 from octavo.api.openai.models import list_models, retrieve_model
-from octavo.api.probes import live, metrics, ready, version
+from octavo.api.probes import live, metrics, ready, root, version
 from octavo.api.tokens import detokenize, tokenize
 from octavo.api.wire import error_response
 from octavo.config import ServerConfig
@@ -32,6 +32,7 @@ from octavo.errors import InvalidRequest, NotFound
 from octavo.face import Engine
 
 _GET: dict[str, Handler] = {
+    "/": root,
     "/live": live,
     "/ready": ready,
     "/health": ready,

@@ -1,4 +1,4 @@
-"""GET /live, /ready, /health, /version and /metrics: what orchestrators and dashboards ask.
+"""GET /live, /ready, /health, /version and /metrics: what orchestrators and dashboards ask; / points people on.
 
 /live says that the process answers; /ready (and its alias /health) that it can generate now.
 """
@@ -11,6 +11,10 @@ from octavo import __version__
 from octavo.api.desk import Call
 from octavo.api.wire import json_response
 from octavo.metrics import CONTENT_TYPE
+
+
+async def root(_: Call) -> Response:
+    return json_response({"name": "octavo", "version": __version__, "api": "/v1", "models": "/v1/models"})
 
 
 async def live(_: Call) -> Response:

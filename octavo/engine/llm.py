@@ -146,7 +146,8 @@ class LLM:
         engine = self.llm_engine
         done: dict[str, RequestOutput] = {}
         tokens = 0
-        with tqdm(total=len(ids), desc="Processed prompts", disable=not use_tqdm, dynamic_ncols=True) as bar:
+        hidden = None if use_tqdm else True  # None: unless stderr is a terminal
+        with tqdm(total=len(ids), desc="Processed prompts", disable=hidden, dynamic_ncols=True) as bar:
             while engine.has_unfinished_requests():
                 for output in engine.step():
                     if output.outputs[0].finish_reason == "error":

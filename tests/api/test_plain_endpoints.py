@@ -6,6 +6,9 @@ import threading
 
 from fake_engine import BOS, ByteTokenizer, Client, FakeEngine
 
+from octavo import __version__
+from octavo.config import ServerConfig
+
 
 def test_generate_returns_prompt_and_continuation() -> None:
     client = Client()
@@ -69,3 +72,9 @@ def test_texts_are_tokenized_off_the_event_loop(monkeypatch) -> None:
     monkeypatch.setattr(ByteTokenizer, "encode", lambda *_: threads.append(threading.get_ident()) or [1])
     assert Client().post("/tokenize", {"prompt": "x"}).status == 200
     assert threads != [threading.get_ident()]
+
+
+def test_the_root_says_what_this_is_and_where_the_api_is() -> None:
+    client = Client(FakeEngine(ready=False))
+    assert client.get("/").json == {"name": "octavo", "version": __version__, "api": "/v1", "models": "/v1/models"}
+    assert Client(config=ServerConfig(api_key=("k",))).get("/").status == 401
