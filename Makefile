@@ -80,6 +80,7 @@ clean: ## remove the environment and everything built
 # Python files are imported from the checkout, so only what is compiled or declared calls for another installation.
 $(VENV)/.installed: $(VENV)/.requirements $(NATIVE_SOURCES) $(wildcard CMakeLists.txt) pyproject.toml constraints.txt
 	@echo "installing octavo into $(VENV)"
+	@if command -v c++ >/dev/null; then echo "compiling the kernels (about a minute)"; fi
 	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[dev]'
 	@if ! compgen -G '$(VENV)/lib/python*/site-packages/octavo/kernels/*.so' >/dev/null; then \
 		if command -v c++ >/dev/null; then \
