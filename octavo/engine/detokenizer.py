@@ -27,22 +27,15 @@ class Detokenizer:
         self._longest_stop = max(map(len, params.stop), default=0)
         self._keeps_stop = params.include_stop_str_in_output
         self._unchecked = params.min_tokens  # tokens before stop strings count
-        self._released: list[str] = []
         self._held = ""  # decoded, but maybe the beginning of a stop string
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         tail = self._tail(prompt_token_ids)
         self._at_start = not tail
         self._decoder.decode(tail)  # a prompt may end inside a character, which the output then completes
 
-    @property
-    def text(self) -> str:
-        """Everything released so far."""
-        return "".join(self._released)
-
     def append(self, token_ids: Sequence[int]) -> str:
         """Take the next tokens; return the new text that may be seen. Nothing comes after a stop string."""
-        released = [self._take(token_id) for token_id in token_ids if self.stop_string is None]
-        return self._release("".join(released))
+        return "".join(self._take(token_id) for token_id in token_ids if self.stop_string is None)
 
     def finish(self) -> str:
         """No more tokens come: return what was held back, an unfinished character as U+FFFD."""
@@ -51,7 +44,7 @@ class Detokenizer:
         rest = self._pass_stops(self._decoder.decode(b"", final=True))
         if self.stop_string is None:
             rest, self._held = rest + self._held, ""
-        return self._release(rest)
+        return rest
 
     def _take(self, token_id: int) -> str:
         raw = b"" if token_id in self._skipped else self._tokenizer.token_bytes(token_id)
@@ -87,11 +80,6 @@ class Detokenizer:
             if any(stop.startswith(end) for stop in self._stops):
                 return len(end)
         return 0
-
-    def _release(self, text: str) -> str:
-        if text:
-            self._released.append(text)
-        return text
 
     def _tail(self, prompt_token_ids: Sequence[int]) -> bytes:
         """The prompt's last bytes, enough of them to hold a character."""
