@@ -14,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 NATIVE_SOURCES := $(shell find csrc -type f 2>/dev/null)
-NATIVE_CODE := $(filter %.h %.cpp,$(NATIVE_SOURCES))
+NATIVE_CODE := $(filter %.h %.cpp,$(NATIVE_SOURCES)) $(wildcard tests/native/*.cpp)
 PYTHON_CODE := octavo tests benchmarks
 
 # --- people -----------------------------------------------------------------------------------------------------------
@@ -46,6 +46,17 @@ check: setup ## lint, formatting, types, import directions
 	@$(BIN)/mypy
 	@$(if $(NATIVE_CODE),$(BIN)/clang-format --dry-run --Werror $(NATIVE_CODE))
 	@$(BIN)/python -m pytest tests/test_imports.py tests/test_repository.py
+
+.PHONY: sanitize
+sanitize: $(VENV)/.requirements ## the kernels on random shapes under ASan, UBSan and TSan; minutes
+	@export PATH="$(abspath $(BIN)):$$PATH"; \
+	for kind in thread address,undefined; do \
+		cmake -S . -B build/sanitize-$$kind -G Ninja -DOCTAVO_SANITIZE=$$kind >/dev/null; \
+		cmake --build build/sanitize-$$kind; \
+		export TSAN_OPTIONS=die_after_fork=0; \
+		build/sanitize-$$kind/check_pool 1000; \
+		build/sanitize-$$kind/check_kernels $(or $(ARGS),100); \
+	done
 
 .PHONY: format
 format: setup ## rewrite Python and C++ in the one style

@@ -148,13 +148,14 @@ int default_threads() {
   return cpus ? int(cpus) : 1;
 }
 
-int wanted = 0;  // 0: not set yet
+std::atomic<int> wanted{0};  // 0: not set yet
 
 }  // namespace
 
 int thread_count() {
-  if (wanted == 0) wanted = default_threads();
-  return wanted;
+  int threads = wanted.load(std::memory_order_relaxed);
+  if (threads == 0) wanted.store(threads = default_threads(), std::memory_order_relaxed);  // the same for every caller
+  return threads;
 }
 
 void set_thread_count(int threads) {
