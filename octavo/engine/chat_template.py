@@ -1,7 +1,7 @@
 """Messages to the one text a chat model was trained on, by the model's own Jinja template.
 
-The template comes with the model and runs in Jinja's immutable sandbox with the functions Hugging Face gives it; what
-users write only ever fills it in. Knows nothing of tokens or HTTP.
+The template comes with the model and runs in a sandbox (`octavo.engine.sandbox`) with the functions Hugging Face gives
+it; what users write only ever fills it in. Knows nothing of tokens or HTTP.
 """
 
 from __future__ import annotations
@@ -15,16 +15,26 @@ from typing import Any, NoReturn
 from jinja2 import TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from octavo.config import ModelConfig
+from octavo.engine import sandbox
+from octavo.engine.sandbox import BoundedSandbox
 from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import CheckpointError, ConfigError, InvalidRequest
 
 Message = dict[str, Any]
 
 # What running a template can raise when the messages are not what it expects.
-_TEMPLATE_FAULTS = (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)
+_TEMPLATE_FAULTS = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RecursionError,
+    MemoryError,
+)
 
 # Stands at the end of a message that is to be continued. Its last character counts as a space that nobody writes: if it
 # is gone afterwards, the template strips messages.
@@ -90,7 +100,7 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         try:
-            text = self._template.render(variables)
+            text = sandbox.render(self._template, variables)
         except _TEMPLATE_FAULTS as error:
             raise InvalidRequest(
                 f"the model's chat template refuses these messages: {error}", param="messages"
@@ -98,11 +108,9 @@ class ChatTemplate:
         return _cut_at_mark(text) if continue_final_message else text
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
-    )
-    environment.filters["tojson"] = _to_json
+def _environment() -> BoundedSandbox:
+    environment = BoundedSandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation])
+    environment.filters["tojson"] = sandbox.bounded(_to_json)
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     return environment

@@ -151,6 +151,9 @@ def test_what_users_write_is_only_text(smol: Tokenizer, text: str) -> None:
         "{{ {}['x'].y }}",
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
         "{{ strftime_now(3) }}",
+        "{{ messages | tojson(indent=10**9) }}",
+        "{{ 'x' * 10**10 }}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     ],
 )
 def test_a_template_cannot_leave_its_sandbox_and_faults_are_the_requests(smol: Tokenizer, source: str) -> None:
