@@ -1,8 +1,8 @@
 """Frozen configuration: the one source of every flag and default.
 
 Each field of a config class is also a command-line flag (`max_num_seqs` is `--max-num-seqs`) and a keyword argument of
-`LLM`; its help text and choices stand beside it in the metadata. Names and defaults are those of vLLM where it has
-them. Knows nothing of argparse, torch or files.
+`LLM`; its help text and choices stand beside it in the metadata. Names are vLLM's where it has the same thing. Knows
+nothing of argparse, torch or files.
 """
 
 from __future__ import annotations

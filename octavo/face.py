@@ -46,7 +46,7 @@ class Metrics(Protocol):
 class Engine(Protocol):
     """`generate` is an async generator: closing it early aborts the request.
 
-    `max_model_len` and `default_sampling` are known once the engine is ready.
+    `max_model_len` is known once the engine is ready.
     """
 
     @property

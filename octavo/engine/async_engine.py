@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from typing import Any
 
 from octavo.checkpoint import Checkpoint, resolve
 from octavo.config import EngineConfig, replace
 from octavo.engine.channel import Abort, Add, Channel, FromCore, Stepped
 from octavo.engine.chat_template import ChatTemplate
 from octavo.engine.core import StepOutputs
-from octavo.engine.input import InputProcessor
+from octavo.engine.input import InputProcessor, default_sampling
 from octavo.engine.output import OutputKind, OutputProcessor
 from octavo.engine.supervisor import CoreProcess
 from octavo.engine.tokenizer import Tokenizer
@@ -40,6 +39,7 @@ class AsyncLLMEngine:
         self.checkpoint = checkpoint
         self.tokenizer = tokenizer
         self.chat_template = ChatTemplate.for_model(config.model, tokenizer)
+        self.default_sampling = default_sampling(config.model, checkpoint)
         self.core = core
         self.metrics = Metrics(
             next(iter(config.model.served_model_name), checkpoint.name),
@@ -95,10 +95,6 @@ class AsyncLLMEngine:
     def max_model_len(self) -> int:
         """Known once ready."""
         return self._loaded.result().capacity.max_model_len
-
-    @property
-    def default_sampling(self) -> dict[str, Any]:
-        return self._inputs.default_sampling(self.checkpoint)
 
     # ------------------------------------------------------------------ requests
 

@@ -9,14 +9,31 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from octavo.checkpoint import Checkpoint
 from octavo.config import ModelConfig
 from octavo.engine.tokenizer import Tokenizer
-from octavo.errors import ContextTooLong, InvalidRequest
+from octavo.errors import CheckpointError, ContextTooLong, InvalidRequest
 from octavo.plan import Capacity, fork_seed
 from octavo.request import BeamSearchParams, PromptType, Request, SamplingParams
 
 _LONGEST_TOKEN = 256  # characters; a text longer than this many per token of context cannot fit
+_RECOMMENDED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+def default_sampling(config: ModelConfig, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Sampling defaults of the model's generation_config, unless --generation-config none. Raises CheckpointError."""
+    if config.generation_config == "none":
+        return {}
+    chosen = {name: value for name in _RECOMMENDED if (value := checkpoint.generation_config.get(name)) is not None}
+    try:
+        msgspec.convert(chosen, SamplingParams)  # which checks ranges too
+    except (msgspec.ValidationError, InvalidRequest) as error:
+        raise CheckpointError(
+            f"the model recommends sampling that cannot be: {error}; --generation-config none leaves it out"
+        ) from None
+    return chosen
 
 
 class InputProcessor:
@@ -75,14 +92,6 @@ class InputProcessor:
             cache_salt=cache_salt,
             beam=beam,
         )
-
-    def default_sampling(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """Sampling defaults of the model's generation_config, unless --generation-config none."""
-        if self._config.generation_config == "none":
-            return {}
-        known = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-        chosen = {name: checkpoint.generation_config.get(name) for name in known}
-        return {name: value for name, value in chosen.items() if value is not None}
 
     def _seed(self, params: SamplingParams) -> int:
         if params.seed is not None:

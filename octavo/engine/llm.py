@@ -114,7 +114,7 @@ class LLM:
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What the model's generation_config asks for; SamplingParams() where it says nothing."""
-        return SamplingParams(**self.llm_engine.default_sampling())
+        return SamplingParams(**self.llm_engine.default_sampling)
 
     def get_metrics(self) -> str:
         """The Prometheus text of this engine."""

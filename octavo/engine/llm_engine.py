@@ -7,7 +7,7 @@ from typing import Any
 from octavo.checkpoint import Checkpoint, resolve
 from octavo.config import EngineConfig
 from octavo.engine.core import EngineCore
-from octavo.engine.input import InputProcessor
+from octavo.engine.input import InputProcessor, default_sampling
 from octavo.engine.output import OutputKind, OutputProcessor
 from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import InvalidRequest, OctavoError
@@ -23,6 +23,7 @@ class LLMEngine:
         self.config = config
         self.checkpoint: Checkpoint = resolve(config.model)
         self.tokenizer = Tokenizer.from_checkpoint(self.checkpoint, config.model.tokenizer)
+        self.default_sampling = default_sampling(config.model, self.checkpoint)
         self._core = EngineCore(config, executor or make_executor(config, self.checkpoint))
         capacity = self._core.executor.capacity
         self.max_model_len = capacity.max_model_len
@@ -73,9 +74,6 @@ class LLMEngine:
 
     def get_num_unfinished_requests(self) -> int:
         return self._outputs.unfinished
-
-    def default_sampling(self) -> dict[str, Any]:
-        return self._inputs.default_sampling(self.checkpoint)
 
     def close(self) -> None:
         self._core.close()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from octavo.checkpoint import Checkpoint
 from octavo.config import ModelConfig
-from octavo.engine.input import InputProcessor
-from octavo.errors import ContextTooLong, InvalidRequest
+from octavo.engine.input import InputProcessor, default_sampling
+from octavo.errors import CheckpointError, ContextTooLong, InvalidRequest
 from octavo.plan import Capacity
 from octavo.request import BeamSearchParams, SamplingParams
 
@@ -87,3 +90,22 @@ def test_seeds_are_kept_and_made(inputs):
     assert len(set(made)) == 3
     again = InputProcessor(ModelConfig(), Letters(), CAPACITY)
     assert again.request("r", [1], SamplingParams()).seed == made[0]
+
+
+def letters(**generation_config: object) -> Checkpoint:
+    return Checkpoint(
+        name="x", path=Path("x"), format="dummy", config={"model_type": "x"}, generation_config=generation_config
+    )
+
+
+def test_the_models_recommendation_is_the_default_unless_it_is_declined():
+    checkpoint = letters(temperature=0.6, top_p=None, top_k=20, do_sample=True, eos_token_id=[1, 2])
+    assert default_sampling(ModelConfig(), checkpoint) == {"temperature": 0.6, "top_k": 20}
+    assert default_sampling(ModelConfig(generation_config="none"), checkpoint) == {}
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": "hot"}, {"top_p": 2}, {"top_k": 1.5}, {"temperature": -1}])
+def test_a_recommendation_that_cannot_be_is_the_checkpoints_fault(wrong):
+    with pytest.raises(CheckpointError, match=f"{next(iter(wrong))}.*--generation-config none"):
+        default_sampling(ModelConfig(), letters(**wrong))
+    assert default_sampling(ModelConfig(generation_config="none"), letters(**wrong)) == {}
