@@ -30,7 +30,7 @@ def echoes(terminal: int) -> bool:
 
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt, ValueError])
 def test_echo_is_off_inside_and_back_whatever_happens(terminal: int, error: type[BaseException] | None) -> None:
-    before = termios.tcgetattr(terminal)
+    before, handler = termios.tcgetattr(terminal), signal.getsignal(signal.SIGTERM)
     caught: type[BaseException] | None = None
     try:
         with without_echo():
@@ -42,7 +42,7 @@ def test_echo_is_off_inside_and_back_whatever_happens(terminal: int, error: type
         caught = type(raised)
     assert caught is error
     assert termios.tcgetattr(terminal) == before
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == handler
 
 
 DYING = """
@@ -66,7 +66,8 @@ def test_a_signal_restores_the_terminal_and_ends_the_program(terminal: int, numb
 
 
 def test_without_a_terminal_there_is_nothing_to_hide(monkeypatch: pytest.MonkeyPatch) -> None:
+    handler = signal.getsignal(signal.SIGTERM)
     with open(os.devnull) as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
         with without_echo():
-            assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+            assert signal.getsignal(signal.SIGTERM) == handler
