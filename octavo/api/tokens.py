@@ -53,7 +53,7 @@ async def tokenize(call: Call) -> Response:
     engine = call.desk.serving
     request = await call.read(TokenizeRequest, _UNSUPPORTED)
     check_model(engine, request.model)
-    text, special = _text(engine, request)
+    text, special = await _text(engine, request)
     tokens = await asyncio.to_thread(engine.tokenizer.encode, text, special)  # be it longer than the context
     answer = TokenizeResponse(count=len(tokens), max_model_len=engine.max_model_len, tokens=tokens)
     if request.return_token_strs:
@@ -61,7 +61,7 @@ async def tokenize(call: Call) -> Response:
     return json_response(answer)
 
 
-def _text(engine: Engine, request: TokenizeRequest) -> tuple[str, bool]:
+async def _text(engine: Engine, request: TokenizeRequest) -> tuple[str, bool]:
     """What to encode, and whether special tokens are added. Raises InvalidRequest."""
     if request.prompt is not None and request.messages is not None:
         raise InvalidRequest("Send either 'prompt' or 'messages', not both.", param="messages", code="invalid_value")
@@ -69,7 +69,7 @@ def _text(engine: Engine, request: TokenizeRequest) -> tuple[str, bool]:
         return request.prompt, request.add_special_tokens is not False
     if request.messages is None:
         raise InvalidRequest("Missing required parameter: 'prompt'.", param="prompt", code="missing_required_parameter")
-    text = render_chat(
+    text = await render_chat(
         engine,
         request.messages,
         add_generation_prompt=request.add_generation_prompt,

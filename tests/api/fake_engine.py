@@ -227,7 +227,7 @@ class Reply:
 
 @dataclass
 class Client:
-    """Sends requests to an app in process. `leave_after`: go away after so many body parts (0: at once)."""
+    """Sends requests to an app in process. `leave_after`: go away after so many body parts; `leave_when`: when it says so."""
 
     engine: FakeEngine = field(default_factory=FakeEngine)
     config: ServerConfig = field(default_factory=ServerConfig)
@@ -256,6 +256,7 @@ class Client:
         headers: dict[str, str] | list[tuple[str, str]] = (),
         pieces: list[bytes] | None = None,
         leave_after: int | None = None,
+        leave_when: Callable[[], bool] | None = None,
         scope: dict[str, Any] | None = None,
     ) -> Reply:
         reply = Reply()
@@ -266,8 +267,10 @@ class Client:
         async def receive() -> dict[str, Any]:
             if to_send:
                 return {"type": "http.request", "body": to_send.pop(0), "more_body": bool(to_send)}
-            if leave_after != 0:
+            if leave_when is None:
                 await left.wait()
+            while leave_when is not None and not leave_when():
+                await asyncio.sleep(0)
             return {"type": "http.disconnect"}
 
         async def send(message: dict[str, Any]) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
-from fake_engine import Client, FakeEngine, chat
+from fake_engine import Client, FakeEngine, TagTemplate, chat
 
 from octavo.request import BeamSearchParams
 
@@ -217,3 +218,12 @@ def test_served_names() -> None:
     ]
     assert client.get("/v1/models/b/c").json["id"] == "b/c"
     assert client.get("/v1/models/d").error["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize(("path", "body"), [(URL, chat()), ("/tokenize", {"messages": chat()["messages"]})])
+def test_templates_run_off_the_event_loop(path: str, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+    monkeypatch.setattr(TagTemplate, "render", lambda *_, **__: threads.append(threading.get_ident()) or "x")
+    assert Client().post(path, body).status == 200
+    assert threads
+    assert threading.get_ident() not in threads

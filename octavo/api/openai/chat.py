@@ -72,7 +72,7 @@ def _check(request: ChatRequest) -> StreamOptions:
 
 
 async def _job(call: Call, engine: Engine, request: ChatRequest) -> Job:
-    text = render_chat(
+    text = await render_chat(
         engine,
         request.messages,
         add_generation_prompt=request.add_generation_prompt,

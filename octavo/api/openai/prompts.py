@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -38,7 +39,7 @@ def split_prompts(prompt: Prompt) -> list[str | list[int]]:
     return prompts
 
 
-def render_chat(
+async def render_chat(
     engine: Engine,
     messages: Sequence[ChatMessage],
     *,
@@ -55,7 +56,8 @@ def render_chat(
             param = f"chat_template_kwargs.{name}"
             raise InvalidRequest(f"Unsupported parameter: '{param}'.", param=param, code="unsupported_parameter")
     rendered = [_template_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
-    return engine.chat_template.render(
+    return await asyncio.to_thread(  # a template may take its time; nobody else should wait
+        engine.chat_template.render,
         rendered,
         add_generation_prompt=not continue_final_message if add_generation_prompt is None else add_generation_prompt,
         continue_final_message=bool(continue_final_message),
