@@ -227,7 +227,7 @@ class Reply:
 
 @dataclass
 class Client:
-    """Sends requests to an app in process. `leave_after`: go away after so many body parts; `leave_when`: when it says so."""
+    """Sends requests to an app in process. `leave_after`: go away after so many body parts; `leave_when`: when true."""
 
     engine: FakeEngine = field(default_factory=FakeEngine)
     config: ServerConfig = field(default_factory=ServerConfig)
