@@ -1,5 +1,6 @@
 // The only file that knows Python. Tensors arrive as addresses and sizes; octavo/kernels/cpu.py vouches for them.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
@@ -30,6 +31,18 @@ void bind(nb::module_& m, nb::class_<Program>& program, const char* name, void (
           Operation (*make)(Arguments...)) {
   m.def(name, [=](Arguments... arguments) { run(make(arguments...)); }, nb::call_guard<nb::gil_scoped_release>());
   program.def(name, [=](Program& self, Arguments... arguments) { self.add(make(arguments...)); });
+}
+
+template <class Result>
+void bind_run(nb::class_<Program>& program, const char* name, Result (Program::*run)(const Step&)) {
+  program.def(
+      name,
+      [=](Program& self, Size tokens, Size rows, Address positions, Address slots, Address query_start,
+          Address seq_lens, Address block_tables, Size table_stride) {
+        return (self.*run)({tokens, rows, at<int64_t>(positions), at<int64_t>(slots), at<int32_t>(query_start),
+                            at<int32_t>(seq_lens), at<int32_t>(block_tables), table_stride});
+      },
+      nb::call_guard<nb::gil_scoped_release>());
 }
 
 Attention make_attention(int dtype, Address q, Size q_stride, Address k, Address v, Address query_start,
@@ -145,14 +158,8 @@ NB_MODULE(_native, m) {
 
   nb::class_<Program> program(m, "Program");
   program.def(nb::init<>()).def("__len__", &Program::size);
-  program.def(
-      "run",
-      [](Program& self, Size tokens, Size rows, Address positions, Address slots, Address query_start, Address seq_lens,
-         Address block_tables, Size table_stride) {
-        self.run({tokens, rows, at<int64_t>(positions), at<int64_t>(slots), at<int32_t>(query_start),
-                  at<int32_t>(seq_lens), at<int32_t>(block_tables), table_stride});
-      },
-      nb::call_guard<nb::gil_scoped_release>());
+  bind_run(program, "run", &Program::run);
+  bind_run(program, "timed_run", &Program::timed_run);
 
   bind(m, program, "paged_attention", paged_attention, make_attention);
   bind(m, program, "write_kv", write_kv, make_write_kv);

@@ -1,5 +1,7 @@
 #include "program.h"
 
+#include <chrono>
+
 namespace octavo {
 namespace {
 
@@ -47,10 +49,33 @@ struct Run {
   }
 };
 
+// The names under which the operations are bound.
+struct Name {
+  const char* operator()(const Attention&) const { return "paged_attention"; }
+  const char* operator()(const WriteKV&) const { return "write_kv"; }
+  const char* operator()(const Rotary&) const { return "rotary"; }
+  const char* operator()(const RMSNorm&) const { return "rms_norm"; }
+  const char* operator()(const ActMul&) const { return "act_mul"; }
+  const char* operator()(const Linear&) const { return "linear"; }
+  const char* operator()(const Quantize&) const { return "quantize"; }
+  const char* operator()(const QuantizedLinear&) const { return "quantized_linear"; }
+};
+
 }  // namespace
 
 void Program::run(const Step& step) {
   for (auto& operation : operations_) std::visit(Run{step}, operation);
+}
+
+std::map<std::string, double> Program::timed_run(const Step& step) {
+  using Clock = std::chrono::steady_clock;
+  std::map<std::string, double> seconds;
+  for (auto& operation : operations_) {
+    auto begin = Clock::now();
+    std::visit(Run{step}, operation);
+    seconds[std::visit(Name{}, operation)] += std::chrono::duration<double>(Clock::now() - begin).count();
+  }
+  return seconds;
 }
 
 }  // namespace octavo

@@ -2,6 +2,8 @@
 // tokens. What changes from step to step (how many tokens, where they stand) is in `Step`; all else is constant.
 #pragma once
 
+#include <map>
+#include <string>
 #include <variant>
 #include <vector>
 
@@ -27,6 +29,8 @@ class Program {
     operations_.emplace_back(operation);
   }
   void run(const Step& step);
+  // The same, with the time that each kind of operation took.
+  std::map<std::string, double> timed_run(const Step& step);
   int64_t size() const { return int64_t(operations_.size()); }
 
  private:

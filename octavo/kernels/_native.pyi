@@ -19,6 +19,18 @@ class Program:
         table_stride: int,
         /,
     ) -> None: ...
+    def timed_run(
+        self,
+        tokens: int,
+        rows: int,
+        positions: int,
+        slots: int,
+        query_start: int,
+        seq_lens: int,
+        block_tables: int,
+        table_stride: int,
+        /,
+    ) -> dict[str, float]: ...
 
 def paged_attention(
     dtype: int,
