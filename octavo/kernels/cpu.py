@@ -31,6 +31,11 @@ MOST_ROWS = {torch.float32: 32, torch.bfloat16: 8, torch.float16: 32}
 _DTYPE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _SILU, _GELU_TANH = 0, 1
 
+# MKL chooses the code of such a function at its first call, and before 2025.0 may run one of 12 bits for a thread when
+# several threads make that call at once (github.com/pytorch/pytorch/issues/188792). Here one thread makes it.
+for _function in (torch.cos, torch.sin, torch.exp, torch.tanh):
+    _function(torch.zeros(1))
+
 
 @cache
 def available() -> bool:

@@ -10,7 +10,7 @@ from octavo import LLM, SamplingParams
 from octavo.request import RequestOutput
 
 #: Five times the largest difference seen (gemma3, 6e-5; smollm2, 3e-5): it hardly changes with the number of threads or
-#: the instruction set, and is as large when the oracle computes in float64.
+#: the instruction set, and is as large when the oracle computes in float64. Angles of 12 bits make it 2e-3.
 ROUNDING = 3e-4
 PROMPTS = [
     "The capital of France is",
@@ -35,19 +35,15 @@ def prompt_logprobs(output: RequestOutput) -> list[float]:
 @pytest.mark.filterwarnings("ignore")  # the oracle's own
 def test_64_greedy_tokens_on_8_prompts(name, request):
     path = request.getfixturevalue(name).path
-    llm = LLM(str(path), dtype="float32", max_model_len=512, enable_prefix_caching=False)
+    llm = LLM(str(path), dtype="float32", max_model_len=512)
     params = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True, prompt_logprobs=0)
     outputs = llm.generate(PROMPTS, params, use_tqdm=False)
-    # For the report of a failure: whether numbers are wrong once, or the weights are.
-    repeated = llm.generate(PROMPTS, SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0), use_tqdm=False)
     llm.close()
     oracle = Oracle(path)
-    for output, again in zip(outputs, repeated, strict=True):
+    for output in outputs:
         prompt = output.prompt_token_ids
         assert len(output.outputs[0].token_ids) == 64
         assert oracle.check_greedy(prompt, output.outputs[0].token_ids) <= 6
         logprobs = oracle.logits(prompt, len(prompt) - 1).log_softmax(-1)
         expected = logprobs.gather(-1, torch.tensor(prompt[1:])[:, None])[:, 0].tolist()
-        assert prompt_logprobs(output) == pytest.approx(expected, abs=ROUNDING, rel=0), (
-            f"computed again: {prompt_logprobs(again)}"
-        )
+        assert prompt_logprobs(output) == pytest.approx(expected, abs=ROUNDING, rel=0)
