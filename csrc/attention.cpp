@@ -1,6 +1,6 @@
 // Attention of a mixed batch, cut into tiles that threads take one by one.
 //
-// A tile is up to TILE_ROWS packed query rows of one sequence and one key/value head. Contexts are computed SPLIT keys
+// A tile is some packed query rows of one sequence and one key/value head. Contexts are computed SPLIT keys
 // at a time and merged from left to right; when there are few tiles (one long sequence, one key/value head) the splits
 // themselves are handed out, and merged afterwards in the same order: the same bits either way.
 #include <algorithm>
@@ -12,7 +12,6 @@
 namespace octavo {
 namespace {
 
-constexpr int64_t TILE_ROWS = 30;
 constexpr int64_t ALIGNMENT = 16;  // floats
 constexpr int64_t FEW_KEYS = 512;  // in all: not worth waking a thread
 
@@ -35,7 +34,7 @@ float* thread_scratch(int64_t size) {
 // Costliest first: the later a query, the more keys it sees.
 std::vector<Work> tiles(const Attention& a) {
   std::vector<Work> work;
-  int64_t tokens_per_tile = std::max<int64_t>(1, TILE_ROWS / (a.heads / a.kv_heads));
+  int64_t tokens_per_tile = std::max<int64_t>(1, attention_kernels().tile_rows / (a.heads / a.kv_heads));
   for (int64_t row = 0; row < a.rows; ++row) {
     int64_t count = a.query_start[row + 1] - a.query_start[row];
     for (int64_t begin = 0; begin < count; begin += tokens_per_tile) {
@@ -52,14 +51,19 @@ std::vector<Work> tiles(const Attention& a) {
 
 struct Run {
   const Attention& a;
-  const Kernels& k = kernels();
+  const AttentionKernels& k = attention_kernels();
   int64_t group = a.heads / a.kv_heads;
-  int64_t most_rows = std::max<int64_t>(1, TILE_ROWS / group) * group;
+  int64_t most_rows = std::max<int64_t>(1, k.tile_rows / group) * group;
   int64_t state = (state_size(most_rows, a.head_size) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
   int64_t scratch = scratch_size(most_rows, a.head_size);
+  int64_t together = a.query_start[a.rows] == a.rows ? a.kv_heads : 1;
 
   static int64_t split_end(int64_t key, const Work& w) { return std::min(w.end, (key / SPLIT + 1) * SPLIT); }
   static int64_t splits(const Work& w) { return (w.end - 1) / SPLIT - w.first / SPLIT + 1; }
+
+  void fetch(const Work& w) const {
+    if (w.tile.tokens == 1) k.fetch(a, w.tile, w.first, w.end);
+  }
 
   void whole(const Work& w) const {
     float *total = thread_scratch(2 * state + scratch), *part = total + state, *free = part + state;
@@ -102,11 +106,19 @@ void paged_attention(const Attention& a) {
   int64_t keys = 0, threads = thread_count();
   for (const Work& w : work) keys += w.end - w.first;
   if (threads == 1 || keys < FEW_KEYS)
-    for (const Work& w : work) run.whole(w);
+    for (size_t i = 0; i < work.size(); ++i) {
+      if (i + 1 < work.size()) run.fetch(work[i + 1]);
+      run.whole(work[i]);
+    }
   else if (int64_t(work.size()) < 4 * threads && work.front().end - work.front().first > SPLIT)
     run.shared(work);
   else
-    parallel_each(int64_t(work.size()), [&](int64_t i) { run.whole(work[i]); });
+    parallel_each(int64_t(work.size()) / run.together, [&](int64_t i) {
+      for (int64_t end = (i + 1) * run.together, w = i * run.together; w < end; ++w) {
+        if (w + 1 < end) run.fetch(work[w + 1]);
+        run.whole(work[w]);
+      }
+    });
 }
 
 }  // namespace octavo

@@ -15,6 +15,7 @@ namespace octavo {
 #define OCTAVO_ISA_TABLES(isa)                   \
   namespace isa {                                \
   extern const Kernels table;                    \
+  extern const AttentionKernels attention_table; \
   extern const QuantizedKernels quantized_table; \
   }
 OCTAVO_ISA_TABLES(baseline)
@@ -41,6 +42,7 @@ bool tiles_permitted() {
 struct Level {
   const char* isa;
   const Kernels* kernels;
+  const AttentionKernels* attention;
   const QuantizedKernels* quantized;
 };
 struct Choice {
@@ -50,9 +52,10 @@ struct Choice {
   int count = 0;
   const Level* used = levels;
 
-  void add(bool present, const char* isa, const Kernels& kernels, const QuantizedKernels& quantized) {
+  void add(bool present, const char* isa, const Kernels& kernels, const AttentionKernels& attention,
+           const QuantizedKernels& quantized) {
     if (!present) return;
-    levels[count] = {isa, &kernels, &quantized};
+    levels[count] = {isa, &kernels, &attention, &quantized};
     names[count++] = isa;
   }
   Choice() {
@@ -62,14 +65,16 @@ struct Choice {
     bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     bool avx512vnni = avx512 && __builtin_cpu_supports("avx512vnni");
-    bool amx = avx512vnni && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8");
-    add(amx && tiles_permitted(), "amx", avx512::table, amx::quantized_table);
-    add(avx512vnni, "avx512vnni", avx512::table, avx512vnni::quantized_table);
-    add(avx512, "avx512", avx512::table, avx2::quantized_table);
-    add(avx2 && __builtin_cpu_supports("avxvnni"), "avxvnni", avx2::table, avxvnni::quantized_table);
-    add(avx2, "avx2", avx2::table, avx2::quantized_table);
+    bool amx = avx512vnni && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8") &&
+               __builtin_cpu_supports("amx-bf16");
+    add(amx && tiles_permitted(), "amx", avx512::table, amx::attention_table, amx::quantized_table);
+    add(avx512vnni, "avx512vnni", avx512::table, avx512::attention_table, avx512vnni::quantized_table);
+    add(avx512, "avx512", avx512::table, avx512::attention_table, avx2::quantized_table);
+    add(avx2 && __builtin_cpu_supports("avxvnni"), "avxvnni", avx2::table, avx2::attention_table,
+        avxvnni::quantized_table);
+    add(avx2, "avx2", avx2::table, avx2::attention_table, avx2::quantized_table);
 #endif
-    add(true, "baseline", baseline::table, baseline::quantized_table);
+    add(true, "baseline", baseline::table, baseline::attention_table, baseline::quantized_table);
   }
 };
 
@@ -81,6 +86,7 @@ Choice& choice() {
 }  // namespace
 
 const Kernels& kernels() { return *choice().used->kernels; }
+const AttentionKernels& attention_kernels() { return *choice().used->attention; }
 const QuantizedKernels& quantized_kernels() { return *choice().used->quantized; }
 const char* const* available_isas() { return choice().names; }
 bool use_isa(const char* name) {

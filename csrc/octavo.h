@@ -100,13 +100,21 @@ struct AttentionTile {
 };
 // What attention over some keys leaves: per packed query row the largest score m, the sum l of 2^(score - m) and the
 // values weighted alike. Stored as m[M] l[M] o[M][width].
-struct Kernels {
-  const char* isa;
-  int64_t lanes;
+struct AttentionKernels {
+  int64_t tile_rows;  // packed query rows that are best taken together
+  // Asks memory for the first CHUNK of some keys: blocks lie far apart, and no processor looks ahead from one to
+  // another.
+  void (*fetch)(const Attention&, const AttentionTile&, int64_t key_begin, int64_t key_end);
   void (*attend)(const Attention&, const AttentionTile&, int64_t key_begin, int64_t key_end, float* state,
                  float* scratch);
   void (*merge)(float* state, const float* part, int64_t rows, int64_t width);
   void (*finish)(const Attention&, const AttentionTile&, const float* state);
+};
+const AttentionKernels& attention_kernels();
+
+struct Kernels {
+  const char* isa;
+  int64_t lanes;
   void (*write_kv)(const WriteKV&, int64_t begin, int64_t end);
   void (*rotary)(const Rotary&, int64_t begin, int64_t end);
   void (*rms_norm)(const RMSNorm&, int64_t begin, int64_t end);
@@ -125,9 +133,10 @@ inline constexpr int64_t CHUNK = 64;   // keys scored at a time
 inline constexpr int64_t SPLIT = 512;  // keys between merges: the unit a long context is shared out in
 // Sizes in floats, for M packed query rows.
 static inline int64_t padded(int64_t width) { return (width + 31) / 32 * 32; }
-static inline int64_t state_size(int64_t rows, int64_t head_size) { return rows * (padded(head_size) + 2); }
+// Rows may be filled up to a multiple of 16.
+static inline int64_t state_size(int64_t rows, int64_t head_size) { return (rows + 15) * (padded(head_size) + 2); }
 static inline int64_t scratch_size(int64_t rows, int64_t head_size) {
-  return rows * (padded(head_size) + CHUNK + 16) + 2 * CHUNK * padded(head_size);
+  return (rows + 15) * (padded(head_size) + CHUNK * 3 / 2 + 16) + 2 * CHUNK * padded(head_size);
 }
 
 }  // namespace octavo

@@ -4,6 +4,9 @@
 // CHUNK at a time, chunks starting at multiples of CHUNK from position 0: every query row sees the same sums in the
 // same order whatever else is in the tile. A chunk that is masked for a row leaves that row's bits unchanged.
 // (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"; Dao 2023, "FlashAttention-2".)
+//
+// What multiplies is a `Products`: keys and values of a chunk are made ready for it once, then all rows use them.
+#include "attention_tiles.h"
 #include "vec.h"
 
 namespace octavo::OCTAVO_ISA {
@@ -15,7 +18,15 @@ constexpr int COLUMNS = 4;  // vectors of a register tile: 32 registers
 constexpr int COLUMNS = 2;  // 16 registers
 #endif
 constexpr int ROWS = 6;
+#ifdef __AMX_BF16__
+constexpr int64_t TILE_ROWS = 64;  // four tiles
+#else
+constexpr int64_t TILE_ROWS = 5 * ROWS;
+#endif
 constexpr float NOTHING = -__builtin_inff();
+// How far scores may rise above the one that weights are relative to, as a power of two, before that one follows: what
+// was summed up need rarely be scaled.
+constexpr float MARGIN = 8.f;
 
 // c[R][C*W] (+)= a[R][depth] * b[depth][C*W]; each element is one chain of sums along depth.
 template <int R, int C>
@@ -75,94 +86,119 @@ void multiply(const float* a, int64_t lda, const float* b, float* c, int64_t row
   for (; j < width; j += W) column<1>(a, lda, b + j, width, c + j, width, rows, depth, add);
 }
 
-// W rows of 32-bit words, `have` of them valid from `offset` on, turned over.
-inline void turned_words(const char* const* rows, int64_t offset, int64_t have, u32v (&words)[W]) {
-  for (int i = 0; i < W; ++i) {
-    if (have >= W * 4) {
-      words[i] = load_bits<u32v>(rows[i] + offset);
-    } else {
-      char padded[W * 4] = {};
-      __builtin_memcpy(padded, rows[i] + offset, have);
-      words[i] = load_bits<u32v>(padded);
-    }
-  }
-  transpose(words);
-}
-
-// keys_DC: the chunk's keys widened and turned over, so that scores of W keys are computed side by side.
-void turn_keys(const char* const* rows, int64_t keys, int64_t head_size, float* keys_DC, float) {
-  u32v words[W];
-  for (int64_t j = 0; j < keys; j += W)
-    for (int64_t d = 0; d < head_size; d += W) {
-      turned_words(rows + j, d * 4, (head_size - d) * 4, words);
-      for (int i = 0; i < W; ++i) store_bits(keys_DC + (d + i) * CHUNK + j, words[i]);
-    }
-}
+// Products in float32. Weights take the place of the scores they come from.
 template <class T>
-void turn_keys(const char* const* rows, int64_t keys, int64_t head_size, float* keys_DC, T type) {
-  u32v words[W];  // each holds two neighbouring elements
-  for (int64_t j = 0; j < keys; j += W)
-    for (int64_t d = 0; d < head_size; d += 2 * W) {
-      turned_words(rows + j, d * 2, (head_size - d) * 2, words);
-      for (int i = 0; i < W; ++i) {
-        float* to = keys_DC + (d + 2 * i) * CHUNK + j;
-        store(to, widen(words[i] & 0xffffu, type));
-        store(to + CHUNK, widen(words[i] >> 16, type));
-      }
-    }
-}
+class Products {
+ public:
+  using Weight = float;
 
-// One query row's scores of a chunk become weights; its running maximum, sum and values follow.
+  Products(int64_t rows, int64_t head_size, float* room)
+      : rows_(rows),
+        size_(head_size),
+        width_(padded(head_size)),
+        q_MD_(room),
+        scores_MC_(q_MD_ + rows * width_),
+        keys_DC_(scores_MC_ + rows * CHUNK),
+        values_CD_(keys_DC_ + width_ * CHUNK) {}
+  void take_query(int64_t m, const T* q) {
+    for_vectors(size_, [&](int64_t d, auto get, auto put) { put(q_MD_ + m * width_ + d, get(q + d)); });
+  }
+  void take_keys(const char* const* k_rows, const char* const* v_rows, int64_t keys) {
+    turn(k_rows, keys, T{});
+    for (int64_t j = 0; j < keys; ++j)
+      for_vectors(size_, [&](int64_t d, auto get, auto) {
+        store(values_CD_ + j * width_ + d, get(reinterpret_cast<const T*>(v_rows[j]) + d));
+      });
+    keys_ = keys;
+  }
+  void score() { multiply(q_MD_, width_, keys_DC_, scores_MC_, rows_, CHUNK, size_, false); }
+  const float* scores(int64_t m) const { return scores_MC_ + m * CHUNK; }
+  Weight* weights(int64_t m) { return scores_MC_ + m * CHUNK; }
+  static void put(Weight* to, f32v weight) { store(to, weight); }
+  void add_values(float* o_MD) { multiply(scores_MC_, CHUNK, values_CD_, o_MD, rows_, width_, keys_, true); }
+
+ private:
+  // Keys widened and turned over, so that scores of W keys are computed side by side.
+  void turn(const char* const* rows, int64_t keys, float) {
+    u32v words[W];
+    for (int64_t j = 0; j < keys; j += W)
+      for (int64_t d = 0; d < size_; d += W) {
+        turned_words(rows + j, d * 4, (size_ - d) * 4, words);
+        for (int i = 0; i < W; ++i) store_bits(keys_DC_ + (d + i) * CHUNK + j, words[i]);
+      }
+  }
+  template <class U>
+  void turn(const char* const* rows, int64_t keys, U type) {
+    u32v words[W];  // each holds two neighbouring elements
+    for (int64_t j = 0; j < keys; j += W)
+      for (int64_t d = 0; d < size_; d += 2 * W) {
+        turned_words(rows + j, d * 2, (size_ - d) * 2, words);
+        for (int i = 0; i < W; ++i) {
+          float* to = keys_DC_ + (d + 2 * i) * CHUNK + j;
+          store(to, widen(words[i] & 0xffffu, type));
+          store(to + CHUNK, widen(words[i] >> 16, type));
+        }
+      }
+  }
+
+  int64_t rows_, size_, width_, keys_ = 0;
+  float *q_MD_, *scores_MC_, *keys_DC_, *values_CD_;
+};
+
+template <class T>
+auto products_for(int64_t rows, int64_t head_size, float* room, T) {
+  return Products<T>(rows, head_size, room);
+}
+#ifdef __AMX_BF16__
+inline TileProducts products_for(int64_t rows, int64_t head_size, float* room, bf16) {
+  return TileProducts(rows, head_size, room);
+}
+#endif
+
+// What a query row is to the softmax.
 struct Row {
-  float* scores;  // [CHUNK]
+  int64_t from, to;  // positions of the keys it sees
   float& highest;
   float* lane_sums;  // [W]: kept apart until the end, a fixed order
   float* values;     // [width]
 };
-inline void weigh(Row row, int64_t width, int64_t first_key, int64_t from, int64_t to, float softcap) {
+// Scores of a chunk become weights; the row's largest score, sum and values follow.
+template <class Products>
+inline void weigh(Products& products, int64_t m, const Row& row, int64_t width, int64_t first_key, float scale,
+                  float softcap) {
   constexpr int N = CHUNK / W;
   f32v score[N], top = splat(NOTHING);
   i32v lane;
   for (int i = 0; i < W; ++i) lane[i] = i;
-  bool whole = from <= first_key && first_key + CHUNK - 1 <= to;
+  const float* scores = products.scores(m);
+  auto* weights = products.weights(m);
+  bool whole = row.from <= first_key && first_key + CHUNK - 1 <= row.to;
   for (int j = 0; j < N; ++j) {
-    score[j] = load(row.scores + j * W);
+    score[j] = load(scores + j * W) * scale;
     if (softcap > 0.f) score[j] = softcap * LOG2E * tanh(score[j] * (1.f / softcap));
     if (!whole) {
       i32v key = lane + int32_t(first_key + j * W);
-      score[j] = ((key < int32_t(from)) | (key > int32_t(to))) ? splat(NOTHING) : score[j];
+      score[j] = ((key < int32_t(row.from)) | (key > int32_t(row.to))) ? splat(NOTHING) : score[j];
     }
     top = max(top, score[j]);
   }
-  float before = row.highest, now = largest(top);
-  now = now > before ? now : before;
-  if (now == NOTHING) {
-    for (int j = 0; j < N; ++j) store(row.scores + j * W, score[j] == score[j] ? f32v{} : score[j]);
-    return;
-  }
+  float before = row.highest, found = largest(top)[0], now = before;
   f32v sums = load(row.lane_sums);
-  if (now != before) {
-    f32v shrink = exp2(splat(before - now));
+  if (found > before + MARGIN) {
+    f32v shrink = exp2(splat(before - found));
     sums *= shrink;
     for (int64_t d = 0; d < width; d += W) store(row.values + d, load(row.values + d) * shrink);
-    row.highest = now;
+    row.highest = now = found;
+  } else if (before == NOTHING) {
+    for (int j = 0; j < N; ++j) Products::put(weights + j * W, score[j] == score[j] ? f32v{} : score[j]);
+    return;
   }
   for (int j = 0; j < N; ++j) {
     f32v weight = exp2(score[j] - now);
     sums += weight;
-    store(row.scores + j * W, weight);
+    Products::put(weights + j * W, weight);
   }
   store(row.lane_sums, sums);
-}
-
-template <class T>
-void pack_queries(const Attention& a, const AttentionTile& tile, float scale, float* q_MD) {
-  int64_t group = a.heads / a.kv_heads, width = padded(a.head_size);
-  for (int64_t m = 0; m < tile.tokens * group; ++m) {
-    int64_t token = tile.token + m / group, head = tile.kv_head * group + m % group;
-    const T* from = static_cast<const T*>(a.q) + token * a.q_stride + head * a.head_size;
-    for_vectors(a.head_size, [&](int64_t d, auto get, auto put) { put(q_MD + m * width + d, get(from + d) * scale); });
-  }
 }
 
 // Where the chunk's keys and values lie; the last ones again past their end.
@@ -178,37 +214,50 @@ void find_rows(const Attention& a, const AttentionTile& tile, int64_t first, int
       v_rows[j] = static_cast<const char*>(a.v) + at;
     }
   }
-  for (int64_t j = keys; j < CHUNK; ++j) k_rows[j] = k_rows[keys - 1];
+  for (int64_t j = keys; j < CHUNK; ++j) k_rows[j] = k_rows[keys - 1], v_rows[j] = v_rows[keys - 1];
+}
+
+void fetch(const Attention& a, const AttentionTile& tile, int64_t key_begin, int64_t key_end) {
+  const int32_t* table = a.block_tables + tile.row * a.table_stride;
+  int64_t token = a.head_size * (a.dtype == DType::f32 ? 4 : 2);
+  for (int64_t key = key_begin, end = min(key_end, key_begin + CHUNK), keys; key < end; key += keys) {
+    int64_t block = key / a.block_size, offset = key - block * a.block_size;
+    int64_t at = ((table[block] * a.kv_heads + tile.kv_head) * a.block_size + offset) * token;
+    keys = min(a.block_size - offset, end - key);
+    for (int64_t i = 0; i < keys * token; i += 64) {
+      __builtin_prefetch(static_cast<const char*>(a.k) + at + i, 0, 2);
+      __builtin_prefetch(static_cast<const char*>(a.v) + at + i, 0, 2);
+    }
+  }
 }
 
 template <class T>
 void attend(const Attention& a, const AttentionTile& tile, int64_t key_begin, int64_t key_end, float* state,
             float* scratch) {
-  int64_t group = a.heads / a.kv_heads, rows = tile.tokens * group, size = a.head_size, width = padded(size);
-  float *highest = state, *sum_M = state + rows, *o_MD = state + 2 * rows;
-  float *q_MD = scratch, *scores_MC = q_MD + rows * width, *lane_sums = scores_MC + rows * CHUNK;
-  float *keys_DC = lane_sums + rows * 16, *values_CD = keys_DC + width * CHUNK;
-  for (int64_t m = 0; m < rows; ++m) highest[m] = NOTHING;
+  int64_t group = a.heads / a.kv_heads, rows = tile.tokens * group, width = padded(a.head_size);
+  float *highest = state, *sum_M = state + rows, *o_MD = state + 2 * rows, *lane_sums = scratch;
+  auto products = products_for(rows, a.head_size, scratch + rows * 16, T{});
+  for (int64_t m = 0; m < rows; ++m) {
+    int64_t token = tile.token + m / group, head = tile.kv_head * group + m % group;
+    products.take_query(m, static_cast<const T*>(a.q) + token * a.q_stride + head * a.head_size);
+    highest[m] = NOTHING;
+  }
   for (int64_t i = 0; i < rows * 16; ++i) lane_sums[i] = 0.f;
   for (int64_t i = 0; i < rows * width; ++i) o_MD[i] = 0.f;
-  pack_queries<T>(a, tile, a.softcap > 0.f ? a.scale : a.scale * LOG2E, q_MD);
+  float scale = a.softcap > 0.f ? a.scale : a.scale * LOG2E;
 
   for (int64_t first = key_begin; first < key_end; first += CHUNK) {
     int64_t keys = min(CHUNK, key_end - first);
+    if (tile.tokens == 1 && first + CHUNK < key_end) fetch(a, tile, first + CHUNK, key_end);
     const char *k_rows[CHUNK], *v_rows[CHUNK];
     find_rows<T>(a, tile, first, keys, k_rows, v_rows);
-    turn_keys(k_rows, keys, size, keys_DC, T{});
-    for (int64_t j = 0; j < keys; ++j)
-      for_vectors(size, [&](int64_t d, auto get, auto) {
-        store(values_CD + j * width + d, get(reinterpret_cast<const T*>(v_rows[j]) + d));
-      });
-    multiply(q_MD, width, keys_DC, scores_MC, rows, CHUNK, size, false);
+    products.take_keys(k_rows, v_rows, keys);
+    products.score();
     for (int64_t m = 0; m < rows; ++m) {
       int64_t to = tile.position + m / group, from = a.window > 0 ? max(0, to - a.window + 1) : 0;
-      weigh({scores_MC + m * CHUNK, highest[m], lane_sums + m * 16, o_MD + m * width}, width, first, from, to,
-            a.softcap);
+      weigh(products, m, {from, to, highest[m], lane_sums + m * 16, o_MD + m * width}, width, first, scale, a.softcap);
     }
-    multiply(scores_MC, CHUNK, values_CD, o_MD, rows, width, keys, true);
+    products.add_values(o_MD);
   }
   for (int64_t m = 0; m < rows; ++m) sum_M[m] = sum(load(lane_sums + m * 16));
 }
@@ -239,8 +288,6 @@ void finish(const Attention& a, const AttentionTile& tile, const float* state) {
   }
 }
 
-}  // namespace
-
 void attend_any(const Attention& a, const AttentionTile& tile, int64_t begin, int64_t end, float* state,
                 float* scratch) {
   switch (a.dtype) {
@@ -252,7 +299,6 @@ void attend_any(const Attention& a, const AttentionTile& tile, int64_t begin, in
       return attend<f16>(a, tile, begin, end, state, scratch);
   }
 }
-void merge_any(float* state, const float* part, int64_t rows, int64_t width) { merge(state, part, rows, width); }
 void finish_any(const Attention& a, const AttentionTile& tile, const float* state) {
   switch (a.dtype) {
     case DType::f32:
@@ -263,5 +309,10 @@ void finish_any(const Attention& a, const AttentionTile& tile, const float* stat
       return finish<f16>(a, tile, state);
   }
 }
+
+}  // namespace
+
+extern const AttentionKernels attention_table;
+const AttentionKernels attention_table = {TILE_ROWS, fetch, attend_any, merge, finish_any};
 
 }  // namespace octavo::OCTAVO_ISA

@@ -6,9 +6,6 @@
 
 namespace octavo::OCTAVO_ISA {
 
-void attend_any(const Attention&, const AttentionTile&, int64_t, int64_t, float*, float*);
-void merge_any(float*, const float*, int64_t, int64_t);
-void finish_any(const Attention&, const AttentionTile&, const float*);
 void write_kv_any(const WriteKV&, int64_t, int64_t);
 void rotary_any(const Rotary&, int64_t, int64_t);
 void rms_norm_any(const RMSNorm&, int64_t, int64_t);
@@ -18,7 +15,7 @@ void linear_any(const Linear&, const float*, int64_t, int64_t, int64_t);
 void quantize_any(const Quantize&, int64_t, int64_t);
 
 extern const Kernels table;
-const Kernels table = {NAME(OCTAVO_ISA), W,           attend_any,    merge_any,  finish_any,  write_kv_any, rotary_any,
-                       rms_norm_any,     act_mul_any, pack_rows_any, linear_any, quantize_any};
+const Kernels table = {NAME(OCTAVO_ISA), W,          write_kv_any, rotary_any, rms_norm_any, act_mul_any,
+                       pack_rows_any,    linear_any, quantize_any};
 
 }  // namespace octavo::OCTAVO_ISA

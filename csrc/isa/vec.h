@@ -193,6 +193,19 @@ static inline void transpose(V (&rows)[W]) {
     for (int i = 0; i < W; ++i) rows[i] = next[i];
   }
 }
+// W rows of 32-bit words, `have` of them valid from `offset` on, turned over.
+static inline void turned_words(const char* const* rows, int64_t offset, int64_t have, u32v (&words)[W]) {
+  for (int i = 0; i < W; ++i) {
+    if (have >= W * 4) {
+      words[i] = load_bits<u32v>(rows[i] + offset);
+    } else {
+      char padded[W * 4] = {};
+      __builtin_memcpy(padded, rows[i] + offset, have);
+      words[i] = load_bits<u32v>(padded);
+    }
+  }
+  transpose(words);
+}
 // Lane i of the result is the sum of the lanes of rows[i].
 static inline f32v sums(f32v (&rows)[W]) {
 #pragma GCC unroll 4
@@ -202,24 +215,37 @@ static inline f32v sums(f32v (&rows)[W]) {
   }
   return rows[0];
 }
-static inline float sum(f32v x) {
-  float lanes[W];
-  store(lanes, x);
-  for (int n = W / 2; n > 0; n /= 2)
-    for (int i = 0; i < n; ++i) lanes[i] += lanes[i + n];
-  return lanes[0];
+// Every lane joined with the one that stands N away in its group of 2 N.
+template <int N, class Join, size_t... I>
+static inline f32v joined(f32v x, const Join& join, std::index_sequence<I...>) {
+#ifdef __clang__
+  return join(x, __builtin_shufflevector(x, x, int(I ^ N)...));
+#else
+  return join(x, __builtin_shuffle(x, i32v{int32_t(I ^ N)...}));
+#endif
 }
-static inline float largest(f32v x) {
-  float lanes[W];
-  store(lanes, x);
-  for (int n = W / 2; n > 0; n /= 2)
-    for (int i = 0; i < n; ++i) lanes[i] = lanes[i] > lanes[i + n] ? lanes[i] : lanes[i + n];
-  return lanes[0];
+// All lanes joined pair by pair, in every lane.
+template <int N = W / 2, class Join>
+static inline f32v join_lanes(f32v x, const Join& join) {
+  if constexpr (N == 0)
+    return x;
+  else
+    return join_lanes<N / 2>(joined<N>(x, join, std::make_index_sequence<W>()), join);
+}
+static inline float sum(f32v x) {
+  return join_lanes(x, [](f32v a, f32v b) { return a + b; })[0];
+}
+static inline f32v largest(f32v x) {
+  return join_lanes(x, [](f32v a, f32v b) { return max(a, b); });
 }
 
 // 2^x to about one unit in the last place for x <= 127; exactly 1 at 0, exactly 0 below -126, NaN for NaN.
 static inline f32v exp2(f32v x) {
+#if defined(__AVX512F__)
+  f32v clamped = (f32v)_mm512_max_ps((__m512)splat(-126.f), (__m512)x);  // in this order NaN stays
+#else
   f32v clamped = x < -126.f ? splat(-126.f) : x;
+#endif
   f32v whole = (clamped + 12582912.f) - 12582912.f;  // 1.5 * 2^23 rounds to the nearest integer
   f32v f = clamped - whole;
   f32v p = splat(1.54614446986e-4f);  // minimax polynomial of 2^f for |f| <= 1/2
@@ -229,8 +255,12 @@ static inline f32v exp2(f32v x) {
   p = p * f + 2.40226509223e-1f;
   p = p * f + 6.93147206703e-1f;
   p = p * f + 1.f;
-  f32v power = bit_cast<f32v>((__builtin_convertvector(whole, i32v) + 127) << 23);
-  return x < -126.f ? f32v{} : p * power;
+#if defined(__AVX512F__)
+  p = (f32v)_mm512_scalef_ps((__m512)p, (__m512)whole);
+#else
+  p *= bit_cast<f32v>((__builtin_convertvector(whole, i32v) + 127) << 23);
+#endif
+  return x < -126.f ? f32v{} : p;
 }
 inline constexpr float LOG2E = 1.44269504088896341f;
 

@@ -16,7 +16,7 @@ except ImportError:
     ISAS = []
 
 NO_KERNELS = [pytest.param("none", marks=pytest.mark.skip("no compiled kernels"))]
-FOR_QUANTIZED = ("amx", "avx512vnni", "avxvnni")  # in all else the same as another one
+FOR_QUANTIZED = ("avx512vnni", "avxvnni")  # in all else the same as another one
 
 
 def use(isa: str) -> Iterator[str]:
