@@ -3,7 +3,6 @@
 Reads jobs as JSON lines from standard input and answers with JSON lines on standard output; the first line says that
 the model is loaded. Knows nothing of rounds, medians or the other contestant.
 
-    {"encode": "text"}                           -> {"token_ids": [...]}
     {"prompts": [[1, 2], [3]], "max_tokens": 8}  -> {"seconds": 0.5, "outputs": [[...], [...]]}
 """
 
@@ -22,8 +21,6 @@ from typing import Any, Protocol
 class Contestant(Protocol):
     version: str
 
-    def encode(self, text: str) -> list[int]: ...
-
     def generate(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
         """Continue every prompt greedily by exactly `max_tokens` tokens."""
 
@@ -34,10 +31,6 @@ class Octavo:
 
         self.version = octavo.__version__
         self.llm = octavo.LLM(model=str(model), dtype=dtype)
-
-    def encode(self, text: str) -> list[int]:
-        token_ids: list[int] = self.llm.get_tokenizer().encode(text, add_special_tokens=False)
-        return token_ids
 
     def generate(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
         from octavo import SamplingParams
@@ -58,14 +51,9 @@ class Transformers:
         if model.is_file():
             where = {"pretrained_model_name_or_path": str(model.parent), "gguf_file": model.name}
             weights = {"quantization_config": transformers.GgufConfig(dequantize=True)}
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
         self.model = transformers.AutoModelForCausalLM.from_pretrained(**where, **weights, dtype=dtype)
         kinds = {parameter.dtype for parameter in self.model.parameters()}
         assert kinds == {getattr(torch, dtype)}, f"the weights are {kinds}, not dense {dtype}"
-
-    def encode(self, text: str) -> list[int]:
-        token_ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
-        return token_ids
 
     def generate(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
         import torch
@@ -93,10 +81,6 @@ class Vllm:
         self.version = vllm.__version__
         self.llm = vllm.LLM(model=str(model), dtype=dtype)
 
-    def encode(self, text: str) -> list[int]:
-        token_ids: list[int] = self.llm.get_tokenizer().encode(text, add_special_tokens=False)
-        return token_ids
-
     def generate(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
         from vllm import SamplingParams  # type: ignore[import-not-found, unused-ignore]
 
@@ -113,8 +97,6 @@ CONTESTANTS: dict[str, Callable[[Path, str], Contestant]] = {
 
 
 def answer(contestant: Contestant, job: dict[str, Any]) -> dict[str, Any]:
-    if "encode" in job:
-        return {"token_ids": contestant.encode(job["encode"])}
     start = time.perf_counter()
     outputs = contestant.generate(job["prompts"], job["max_tokens"])
     seconds = time.perf_counter() - start

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
 
+from processes import PATIENCE_S
+
 TAIL = 4096  # bytes of a stream that surely hold its usage
 USAGE = re.compile(rb'"completion_tokens":\s*(\d+)')
-PATIENCE_S = 600.0
 
 
 @dataclass(frozen=True)

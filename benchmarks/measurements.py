@@ -8,17 +8,22 @@ from __future__ import annotations
 import json
 import random
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from load import load
 from peers import LlamaCpp
-from processes import Contestant, Server
+from processes import PATIENCE_S, Contestant, Server
 
-PATIENCE_S = 900.0
+from octavo.checkpoint import Checkpoint
+from octavo.engine.tokenizer import Tokenizer
+
+Name = TypeVar("Name")
+
+BEGINNING = 6  # tokens
 MIB_IN_GB = 1e9 / 2**20
 
 
@@ -41,13 +46,32 @@ QUICK = Work(new_tokens=16, prefill_prompts=1, least_requests=1)
 
 
 class Prompts:
-    """Endless prompts of ordinary tokens; no two begin alike, so nothing is found in a prefix cache."""
+    """Endless prompts from one text; no two begin alike, so nothing is found in a prefix cache."""
 
-    def __init__(self, ids: range = range(1000, 40_000), seed: int = 0) -> None:
-        self.ids, self.draws = ids, random.Random(seed)
+    text = Path(__file__).parent.parent / "LICENSE"
 
-    def draw(self, count: int, length: int) -> list[list[int]]:
-        return [self.draws.choices(self.ids, k=length) for _ in range(count)]
+    def __init__(self, checkpoint: Checkpoint, seed: int = 0) -> None:
+        tokenizer = Tokenizer.from_checkpoint(checkpoint)
+        self.token_ids = tokenizer.encode(self.text.read_text(), add_special_tokens=False)
+        self.random = random.Random(seed)
+
+    def draw(self, lengths: Sequence[int]) -> list[list[int]]:
+        """A prompt of each length: a beginning of its own, then a piece of the text."""
+        return [self._draw(length) for length in lengths]
+
+    def _draw(self, length: int) -> list[int]:
+        beginning = self.random.choices(self.token_ids, k=min(BEGINNING, length))
+        rest = length - len(beginning)
+        assert rest < len(self.token_ids), f"{self.text} is too short"
+        start = self.random.randrange(len(self.token_ids) - rest)
+        return beginning + self.token_ids[start : start + rest]
+
+
+def turns(names: Sequence[Name], rounds: int) -> Iterator[tuple[int, Name]]:
+    """The number of the round and whose turn it is; every second round goes backwards: A B, B A, A B …"""
+    for number in range(1, rounds + 1):
+        for name in names if number % 2 else reversed(names):
+            yield number, name
 
 
 Record = Callable[[str, float], None]
@@ -70,7 +94,7 @@ class Peer(Protocol):
 
 
 class Engine:
-    """octavo or vLLM: a Python library, in a process that stays loaded, and asleep, between its turns."""
+    """octavo or vLLM: a Python library, in a process that stays loaded between its turns."""
 
     def __init__(
         self,
@@ -95,7 +119,7 @@ class Engine:
     def decode(self, work: Work, record: Record) -> None:
         for streams in work.streams:
             calls = work.calls(streams)
-            asked = [self.prompts.draw(streams, work.prompt_tokens) for _ in range(2 * calls + 1)]
+            asked = [self.prompts.draw([work.prompt_tokens] * streams) for _ in range(2 * calls + 1)]
             self.ask(asked.pop(), 4)  # warm up
             without = sum(self.ask(asked.pop(), 1) for _ in range(calls))
             seconds = sum(self.ask(asked.pop(), work.new_tokens) for _ in range(calls)) - without
@@ -104,8 +128,8 @@ class Engine:
     def prefill(self, work: Work, record: Record) -> None:
         for length in work.prefills:
             count = work.prefill_prompts
-            self.ask(self.prompts.draw(count, length), 1)  # warm up
-            record(f"prefill {length}", count * length / self.ask(self.prompts.draw(count, length), 1))
+            self.ask(self.prompts.draw([length] * count), 1)  # warm up
+            record(f"prefill {length}", count * length / self.ask(self.prompts.draw([length] * count), 1))
 
     def serve(self, _: int, /) -> tuple[list[str], dict[str, str]]:
         return self.command, self.environment
@@ -160,7 +184,7 @@ def measure_servers(peer: Peer, parts: set[str], work: Work, prompts: Prompts, r
                 server, running_command = Server(command, environment), command
                 running.callback(server.stop)
                 server.wait_ready()
-                server.first_token(prompts.draw(1, work.prompt_tokens)[0])
+                server.first_token(prompts.draw([work.prompt_tokens])[0])
                 if first and "start" in parts:
                     record("start", server.age())
                     record_memory(server, "memory first", record)
@@ -172,8 +196,8 @@ def measure_servers(peer: Peer, parts: set[str], work: Work, prompts: Prompts, r
 
 def measure_load(server: Server, streams: int, work: Work, prompts: Prompts, record: Record) -> None:
     model = server.model()
-    load(server.port, model, prompts.draw(streams, work.prompt_tokens), 4, streams)  # warm up
-    asked = prompts.draw(streams * work.calls(streams), work.prompt_tokens)
+    load(server.port, model, prompts.draw([work.prompt_tokens] * streams), 4, streams)  # warm up
+    asked = prompts.draw([work.prompt_tokens] * streams * work.calls(streams))
     result = load(server.port, model, asked, work.new_tokens, streams)
     record(f"http {streams}", result.tokens_per_s)
     record(f"ttft {streams}", result.first_ms)

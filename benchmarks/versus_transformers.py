@@ -1,8 +1,7 @@
 """octavo beside transformers: same machine, same weights in bfloat16, same prompts, one run.
 
 The contestants live in processes of their own and take turns (A B, B A, A B …), so that a slow minute of the machine
-hits both. Reported are medians, and the median, lowest and highest ratio of the pairs. Prompts are slices of the
-LICENSE, each with a beginning of its own: nothing is ever found in a prefix cache.
+hits both. Reported are medians, and the median ratio of the rounds with the lowest and the highest.
 
     make bench                                   the embedded SmolLM2-135M-Instruct
     make bench ARGS="--model FOLDER_OR_GGUF --rounds 5 --output-json result.json"
@@ -11,23 +10,21 @@ LICENSE, each with a beginning of its own: nothing is ever found in a prefix cac
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-import math
-import os
-import platform
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 
-from processes import QUIET_SHARE, Contestant, Others, Server, octavo_serve
+from figures import OCTAVO, Figures, Row, table
+from machine import QUIET_SHARE, Others, describe
+from measurements import Prompts, turns
+from processes import Contestant, Server, octavo_serve
 
 from octavo.checkpoint import resolve
 from octavo.config import ModelConfig
 
-TEXT = Path(__file__).parent.parent / "LICENSE"
+TRANSFORMERS = "transformers"
+NAMES = (OCTAVO, TRANSFORMERS)
 SHORTEST, LONGEST = 16, 64  # tokens of a prompt that is continued
 PREFILL = 1000
 NEW_TOKENS = 128
@@ -38,7 +35,7 @@ AGREEMENT = 8
 class Case:
     """`calls` calls one after the other, each with `sequences` prompts."""
 
-    name: str
+    row: Row
     sequences: int
     prompt_tokens: tuple[int, int]
     new_tokens: int
@@ -49,91 +46,23 @@ class Case:
         each = self.new_tokens if self.new_tokens > 1 else self.prompt_tokens[0]
         return each * self.sequences * self.calls
 
+    def draw(self, prompts: Prompts) -> list[list[int]]:
+        shortest, longest = self.prompt_tokens
+        return prompts.draw([shortest + index * 7 % (longest - shortest + 1) for index in range(self.sequences)])
 
+
+ONE_PROMPT = Case(Row("1", "1 sequence, output tok/s"), 1, (SHORTEST, LONGEST), NEW_TOKENS)
 CASES = [
-    Case("1 sequence, output tok/s", 1, (SHORTEST, LONGEST), NEW_TOKENS),
-    Case("8 sequences, output tok/s", 8, (SHORTEST, LONGEST), NEW_TOKENS),
-    Case("32 sequences, output tok/s", 32, (SHORTEST, LONGEST), NEW_TOKENS),
-    Case(f"prefill of {PREFILL:,} tokens, tok/s", 1, (PREFILL, PREFILL), 1, calls=3),
+    ONE_PROMPT,
+    Case(Row("8", "8 sequences, output tok/s"), 8, (SHORTEST, LONGEST), NEW_TOKENS),
+    Case(Row("32", "32 sequences, output tok/s"), 32, (SHORTEST, LONGEST), NEW_TOKENS),
+    Case(Row("prefill", f"prefill of {PREFILL:,} tokens, tok/s"), 1, (PREFILL, PREFILL), 1, calls=3),
 ]
-
-
-@dataclass
-class Line:
-    """One measurement: pairs of figures, one pair a round."""
-
-    name: str
-    octavo: list[float] = field(default_factory=list)
-    transformers: list[float] = field(default_factory=list)
-    less_is_better: bool = False
-
-    def ratios(self) -> list[float]:
-        """How many times better octavo was, a round each."""
-        pairs = zip(self.octavo, self.transformers, strict=True)
-        return [theirs / ours if self.less_is_better else ours / theirs for ours, theirs in pairs]
-
-    def __str__(self) -> str:
-        ratios = self.ratios()
-        spread = f"{min(ratios):.2f}–{max(ratios):.2f}" if len(ratios) > 1 else ""
-        ours, theirs = (
-            f"{figure:,.{0 if figure >= 100 else 1}f}" for figure in map(median, (self.octavo, self.transformers))
-        )
-        return f"{self.name:<34} {ours:>9} {theirs:>13} {median(ratios):>8.2f}  {spread}"
-
-
-class Prompts:
-    """Slices of one text, no two with the same beginning."""
-
-    def __init__(self, token_ids: list[int]) -> None:
-        self.token_ids = token_ids
-        places = len(token_ids) - PREFILL
-        assert places > 0, f"{TEXT} is too short"
-        stride = next(step for step in itertools.count(37) if math.gcd(step, places) == 1)  # visits every place once
-        self.starts = iter([index * stride % places for index in range(places)])
-
-    def draw(self, case: Case) -> list[list[int]]:
-        shortest, longest = case.prompt_tokens
-        lengths = [shortest + index * 7 % (longest - shortest + 1) for index in range(case.sequences)]
-        slices = [slice(start, start + length) for length, start in zip(lengths, self.starts, strict=False)]
-        assert len(slices) == case.sequences, "the text is used up: ask for fewer rounds"
-        return [self.token_ids[part] for part in slices]
-
-
-def turns(rounds: int) -> Iterator[tuple[str, str]]:
-    for number in range(rounds):
-        yield ("octavo", "transformers") if number % 2 == 0 else ("transformers", "octavo")
-
-
-def measure_start(model: Path, prompt: list[int], rounds: int, say: Callable[[str], None]) -> list[Line]:
-    """Process start to ready and to the first token: `octavo serve` against loading in transformers."""
-    ready = Line("start to ready, s", less_is_better=True)
-    first = Line("start to first token, s", less_is_better=True)
-    memory = Line("memory after the first token, MiB", less_is_better=True)
-
-    def octavo() -> Server:
-        server = Server(octavo_serve(model, "--dtype", "bfloat16"))
-        server.wait_ready()
-        ready.octavo.append(server.age())
-        server.first_token(prompt)
-        first.octavo.append(server.age())
-        return server
-
-    def transformers() -> Contestant:
-        contestant = Contestant("transformers", model)
-        contestant.read()
-        ready.transformers.append(contestant.age())
-        contestant.ask(prompts=[prompt], max_tokens=1)
-        first.transformers.append(contestant.age())
-        return contestant
-
-    for names in turns(rounds):
-        for name in names:
-            process = octavo() if name == "octavo" else transformers()
-            if (mib := process.memory_mib()) is not None:
-                getattr(memory, name).append(mib)
-            process.stop()
-            say(f"start of {name}: {getattr(first, name)[-1]:.1f} s")
-    return [ready, first, *([memory] if memory.octavo else [])]
+READY = Row("ready", "start to ready, s", less_is_better=True, digits=1)
+FIRST = Row("first", "start to first token, s", less_is_better=True, digits=1)
+MEMORY_FIRST = Row("memory first", "memory after the first token, MiB", less_is_better=True)
+MEMORY_ALL = Row("memory all", "memory after all sequences, MiB", less_is_better=True)
+ROWS = [*(case.row for case in CASES), READY, FIRST, MEMORY_FIRST, MEMORY_ALL]
 
 
 @dataclass
@@ -147,43 +76,74 @@ class Agreement:
         self.same += sum(a[:AGREEMENT] == b[:AGREEMENT] for a, b in zip(ours, theirs, strict=True))
         self.all += len(ours)
 
+    def __str__(self) -> str:
+        return f"{self.same} of {self.all} sequences began with the same {AGREEMENT} tokens from both"
 
-def measure_cases(
-    contestants: dict[str, Contestant], prompts: Prompts, rounds: int, say: Callable[[str], None]
-) -> tuple[list[Line], Agreement, float]:
-    """The lines, how far both agree, and the largest share of the cores that others kept busy."""
-    lines, agreement, others, busiest = [], Agreement(), Others(), 0.0
-    for case in CASES:
-        line = Line(case.name)
-        lines.append(line)
+
+class Measurement:
+    """Figures as they come, each said when it is there."""
+
+    def __init__(self) -> None:
+        self.figures, self.agreement = Figures(), Agreement()
+        self.others, self.busiest = Others(), 0.0
+
+    def record(self, row: Row, name: str, number: int, figure: float) -> None:
+        self.figures.add(row.key, name, number, figure)
+        print(f"  {row.title}, {name}: {figure:,.{row.digits}f}", flush=True)
+
+    def listen(self) -> None:
+        """Ask what others did to the machine since the last time."""
+        self.busiest = max(self.busiest, busy := self.others.share())
+        if busy > QUIET_SHARE:
+            print(f"  meanwhile {busy:.0%} of the cores were busy with something else", flush=True)
+
+    def case(self, case: Case, contestants: dict[str, Contestant], prompts: Prompts, rounds: int) -> None:
         for contestant in contestants.values():  # warm up: code, caches, memory
-            contestant.ask(prompts=prompts.draw(case), max_tokens=min(4, case.new_tokens))
-        for names in turns(rounds):
-            calls = [prompts.draw(case) for _ in range(case.calls)]
-            outputs: dict[str, list[list[int]]] = {}
-            for name in names:
-                replies = [contestants[name].ask(prompts=call, max_tokens=case.new_tokens) for call in calls]
-                outputs[name] = [output for reply in replies for output in reply["outputs"]]
-                getattr(line, name).append(case.tokens() / sum(reply["seconds"] for reply in replies))
-                say(f"{case.name}, {name}: {getattr(line, name)[-1]:,.1f}")
-            agreement.count(outputs["octavo"], outputs["transformers"])
-            busiest = max(busiest, busy := others.share())
-            if busy > QUIET_SHARE:
-                say(f"meanwhile {busy:.0%} of the cores were busy with something else")
-    return lines, agreement, busiest
+            contestant.ask(prompts=case.draw(prompts), max_tokens=min(4, case.new_tokens))
+        asked = [[case.draw(prompts) for _ in range(case.calls)] for _ in range(rounds)]
+        outputs: dict[str, list[list[int]]] = {name: [] for name in contestants}
+        for number, name in turns(NAMES, rounds):
+            calls = asked[number - 1]
+            replies = [contestants[name].ask(prompts=call, max_tokens=case.new_tokens) for call in calls]
+            self.record(case.row, name, number, case.tokens() / sum(reply["seconds"] for reply in replies))
+            outputs[name] += [output for reply in replies for output in reply["outputs"]]
+        self.agreement.count(outputs[OCTAVO], outputs[TRANSFORMERS])
+        self.listen()
 
+    def cases(self, model: Path, prompts: Prompts, rounds: int) -> None:
+        contestants = {name: Contestant(name, model) for name in NAMES}
+        try:
+            for contestant in contestants.values():
+                contestant.read()
+            for case in CASES:
+                self.case(case, contestants, prompts, rounds)
+            for name, contestant in contestants.items():
+                self.memory(MEMORY_ALL, name, 1, contestant)
+        finally:
+            for contestant in contestants.values():
+                contestant.stop()
 
-def machine() -> dict[str, str | int]:
-    cpu = platform.processor() or platform.machine()
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        names = [
-            line.partition(":")[2].strip() for line in information.read_text().splitlines() if "model name" in line
-        ]
-        cpu = names[0] if names else cpu
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    versions = {name: version(name) for name in ("torch", "transformers", "octavo")}
-    return {"cpu": cpu, "cores": cores, "system": platform.system(), "python": platform.python_version(), **versions}
+    def start(self, name: str, number: int, model: Path, prompt: list[int]) -> None:
+        """Process start to ready and to the first token: `octavo serve` against loading in transformers."""
+        process = Server(octavo_serve(model, "--dtype", "bfloat16")) if name == OCTAVO else Contestant(name, model)
+        try:
+            if isinstance(process, Server):
+                process.wait_ready()
+            else:
+                process.read()
+            self.record(READY, name, number, process.age())
+            if isinstance(process, Server):
+                process.first_token(prompt)
+            else:
+                process.ask(prompts=[prompt], max_tokens=1)
+            self.record(FIRST, name, number, process.age())
+            self.memory(MEMORY_FIRST, name, number, process)
+        finally:
+            process.stop()
+
+    def memory(self, row: Row, name: str, number: int, process: Server | Contestant) -> None:
+        if (mib := process.memory_mib()) is not None:
+            self.record(row, name, number, mib)
 
 
 def main() -> None:
@@ -193,40 +153,28 @@ def main() -> None:
     parser.add_argument("--output-json", type=Path, help="also write every figure here")
     arguments = parser.parse_args()
 
-    def say(text: str) -> None:
-        print(f"  {text}", flush=True)
-
     checkpoint = resolve(ModelConfig(model=arguments.model))
-    here = machine()
+    here = describe(transformers=version("transformers"))
     print(", ".join(f"{key} {value}" for key, value in here.items()))
     print(f"{checkpoint.name} in bfloat16, {arguments.rounds} rounds", flush=True)
-    contestants = {name: Contestant(name, checkpoint.path) for name in ("octavo", "transformers")}
-    try:
-        for contestant in contestants.values():
-            contestant.read()
-        prompts = Prompts(contestants["transformers"].ask(encode=TEXT.read_text())["token_ids"])
-        lines, agreement, busiest = measure_cases(contestants, prompts, arguments.rounds, say)
-        weights = {name: contestant.memory_mib() for name, contestant in contestants.items()}
-    finally:
-        for contestant in contestants.values():
-            contestant.stop()
-    lines += measure_start(checkpoint.path, prompts.draw(CASES[0])[0], arguments.rounds, say)
-    if weights["octavo"] and weights["transformers"]:
-        name = "memory after all sequences, MiB"
-        lines.append(Line(name, [weights["octavo"]], [weights["transformers"]], less_is_better=True))
+    prompts, measurement = Prompts(checkpoint), Measurement()
+    measurement.cases(checkpoint.path, prompts, arguments.rounds)
+    for number, name in turns(NAMES, arguments.rounds):
+        measurement.start(name, number, checkpoint.path, ONE_PROMPT.draw(prompts)[0])
+    measurement.listen()
 
-    print(f"\n{'':<34} {'octavo':>9} {'transformers':>13} {'ratio':>8}  lowest–highest")
-    print(*lines, sep="\n")
-    print(f"{agreement.same} of {agreement.all} sequences began with the same {AGREEMENT} tokens from both")
-    warning = ": measure again on a quiet machine" if busiest > QUIET_SHARE else ""
-    print(f"others kept at most {busiest:.0%} of the cores busy{warning}")
+    figures = measurement.figures
+    print(f"\n{table(figures, ROWS, NAMES)}\n\n{measurement.agreement}")
+    warning = ": measure again on a quiet machine" if measurement.busiest > QUIET_SHARE else ""
+    print(f"others kept at most {measurement.busiest:.0%} of the cores busy{warning}")
     if arguments.output_json:
         result = {
             "machine": here,
             "model": checkpoint.name,
-            "measurements": [{**asdict(line), "ratios": line.ratios()} for line in lines],
-            "agreement": asdict(agreement),
-            "busy_share_of_others": busiest,
+            "figures": figures.all,
+            "ratios": {row.key: figures.ratios(row, TRANSFORMERS) for row in ROWS},
+            "agreement": asdict(measurement.agreement),
+            "busy_share_of_others": measurement.busiest,
         }
         arguments.output_json.write_text(json.dumps(result, indent=2) + "\n")
 
