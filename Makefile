@@ -21,7 +21,7 @@ PYTHON_CODE := octavo tests benchmarks
 
 .PHONY: help
 help: ## this list
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(VENV)/.installed ## make .venv and build octavo into it; quick when nothing changed
@@ -46,6 +46,10 @@ check: setup ## lint, formatting, types, import directions
 	@$(BIN)/mypy
 	@$(if $(NATIVE_CODE),$(BIN)/clang-format --dry-run --Werror $(NATIVE_CODE))
 	@$(BIN)/python -m pytest tests/test_imports.py tests/test_repository.py
+
+.PHONY: check-quality
+check-quality: setup ## perplexity of few-bit weights against float32, at most 0.5 % apart; minutes
+	@$(BIN)/python benchmarks/quality.py $(ARGS)
 
 .PHONY: sanitize
 sanitize: $(VENV)/.requirements ## the kernels on random shapes under ASan, UBSan and TSan; minutes
