@@ -167,7 +167,8 @@ class Llama:
 def printed(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-4000:]}")
+        name = Path(command[0]).name
+        raise RuntimeError(f"{name} ended with {done.returncode}\n{' '.join(command)}\n{done.stderr[-4000:]}")
     return done.stdout
 
 

