@@ -179,6 +179,16 @@ NB_MODULE(_native, m) {
       },
       nb::call_guard<nb::gil_scoped_release>());
 
+  m.def(
+      "sample",
+      [](Address logits, Size stride, Size rows, Size vocabulary, Address temperature, Address min_p, Address top_p,
+         Address top_k, Address positions, Address first_draw, Address seeds, Address tokens, Address peaks) {
+        sample({at<float>(logits), stride, rows, vocabulary, at<float>(temperature), at<float>(min_p), at<float>(top_p),
+                at<int64_t>(top_k), at<int64_t>(positions), at<int64_t>(first_draw), at<uint64_t>(seeds),
+                at<int64_t>(tokens), at<float>(peaks)});
+      },
+      nb::call_guard<nb::gil_scoped_release>());
+
   m.def("available_isas", [] {
     nb::list names;
     for (const char* const* name = available_isas(); *name; ++name) names.append(*name);

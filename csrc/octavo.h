@@ -90,6 +90,27 @@ struct Linear {
 };
 void linear(const Linear&);
 
+// One row of logits each: its best token if the temperature is 0, else draws by temperature, min-p, top-k, top-p in
+// that order. A draw takes the token at a number from 0 to 1 of the cumulative distribution, best first where top-k or
+// top-p restrict it, else in the vocabulary's order; the number is keyed by seed and position.
+struct Sample {
+  const float* logits;  // [rows, stride]
+  int64_t stride, rows, vocabulary;
+  const float *temperature, *min_p, *top_p;  // [rows]
+  const int64_t* top_k;                      // [rows]; 0 or less: all
+  const int64_t* positions;                  // [rows]
+  const int64_t* first_draw;                 // [rows + 1]
+  const uint64_t* seeds;                     // [draws]
+  int64_t* tokens;                           // [draws]; of a row whose best logit is not finite, anything
+  float* peaks;                              // [rows]: best logits; NaN if there is a NaN in a row
+};
+void sample(const Sample&);
+struct SampleRoom {
+  float* weights;  // [vocabulary]
+  double* sums;    // [vocabulary / 1024 + 1]
+  uint64_t* heap;  // [vocabulary]
+};
+
 struct Quantize;  // quantized.h
 
 // Serial kernels of one instruction set.
@@ -122,6 +143,7 @@ struct Kernels {
   int64_t (*pack_rows)(const Linear&, float* packed);  // widens x once for all threads; returns the packed row width
   void (*linear)(const Linear&, const float* packed, int64_t width, int64_t begin, int64_t end);
   void (*quantize)(const Quantize&, int64_t begin, int64_t end);
+  void (*sample)(const Sample&, int64_t row, const SampleRoom&);
 };
 const Kernels& kernels();
 

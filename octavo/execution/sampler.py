@@ -15,17 +15,18 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate, pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.execution.philox import uniform
+from octavo.kernels import ops
+from octavo.kernels.draws import Draws
 from octavo.plan import Row, RowResult, SequenceSpec, fork_seed
 from octavo.request import Logprobs
 
 logger = logging.getLogger(__name__)
-
-_NUCLEUS_GUESS = 1024  # most nuclei are smaller: sort this many before sorting the whole vocabulary
 
 
 class Sampler:
@@ -53,11 +54,31 @@ class Sampler:
             _contained(row, partial(history.prepare, row, logits_V))
             for row, history, logits_V in zip(rows, histories, logits_RV, strict=True)
         ]
-        best_R = logits_RV.argmax(-1)
-        peaks = logits_RV.gather(-1, best_R[:, None])[:, 0].tolist()  # a NaN anywhere in a row wins its argmax
-        turns = map(Turn, rows, histories, raw_RV, logits_RV, best_R.tolist(), peaks)
+        draws = _draws(rows, histories)
+        tokens, peaks = ops.sample(logits_RV, draws)
+        drawn = [tokens[begin:end] for begin, end in pairwise(draws.first_R1.tolist())]
+        turns = map(Turn, rows, histories, raw_RV, logits_RV, drawn, peaks)
         results = [fault or _contained(turn.row, turn.result) for fault, turn in zip(faults, turns, strict=True)]
         return [result for result in results if result is not None]
+
+
+def _draws(rows: list[Row], histories: list[History]) -> Draws:
+    params = [history.spec.params for history in histories]
+    counts = [0 if history.spec.candidates else row.draws for row, history in zip(rows, histories, strict=True)]
+    seeds = [
+        fork_seed(history.spec.seed, index)
+        for history, count in zip(histories, counts, strict=True)
+        for index in range(count)
+    ]
+    return Draws(
+        np.array([each.temperature for each in params], dtype=np.float32),
+        np.array([each.min_p for each in params], dtype=np.float32),
+        np.array([each.top_p for each in params], dtype=np.float32),
+        np.array([each.top_k for each in params], dtype=np.int64),
+        np.array([row.start + len(row.token_ids) for row in rows], dtype=np.int64),
+        np.array([0, *accumulate(counts)], dtype=np.int64),
+        np.array(seeds, dtype=np.uint64),
+    )
 
 
 def _contained(row: Row, work: Callable[[], RowResult | None]) -> RowResult | None:
@@ -71,13 +92,13 @@ def _contained(row: Row, work: Callable[[], RowResult | None]) -> RowResult | No
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One row about to be sampled: the model's logits, the adjusted ones, and their best token."""
+    """One row sampled: the model's logits, the adjusted ones, what was drawn from them, the best of them."""
 
     row: Row
     history: History
     raw_V: Tensor
     logits_V: Tensor
-    best: int
+    tokens: list[int]
     peak: float
 
     def result(self) -> RowResult:
@@ -90,16 +111,9 @@ class Turn:
             return RowResult(row.sequence_id, [], error="the model's logits are not finite")
         if spec.candidates:
             return _beam_candidates(row, spec, self.logits_V)
-        if params.temperature == 0.0:
-            tokens = [self.best] * row.draws
-        else:
-            position = row.start + len(row.token_ids)
-            distribution = Distribution(self.logits_V, spec, self.peak)
-            seeds = [fork_seed(spec.seed, index) for index in range(row.draws)]
-            tokens = [distribution.draw(uniform(seed, position)) for seed in seeds]
         if params.logprobs is None:
-            return RowResult(row.sequence_id, tokens)
-        return RowResult(row.sequence_id, tokens, logprobs(self.raw_V, tokens, params.logprobs))
+            return RowResult(row.sequence_id, self.tokens)
+        return RowResult(row.sequence_id, self.tokens, logprobs(self.raw_V, self.tokens, params.logprobs))
 
 
 class History:
@@ -178,44 +192,6 @@ class History:
             ids = torch.tensor(list(self._output), device=logits_V.device)
             counts = torch.tensor(list(self._output.values()), dtype=torch.float32, device=logits_V.device)
             logits_V[ids] -= params.frequency_penalty * counts + params.presence_penalty
-
-
-class Distribution:
-    """What may be drawn: tokens and the running sum of their probabilities (not normalised)."""
-
-    def __init__(self, logits_V: Tensor, spec: SequenceSpec, peak: float) -> None:
-        params = spec.params
-        vocabulary = len(logits_V)
-        scaled_V = (logits_V - peak) / params.temperature  # the best token is at 0
-        if params.min_p > 0.0:
-            scaled_V = scaled_V.masked_fill(scaled_V < math.log(params.min_p), -math.inf)
-        weights = scaled_V.exp()
-        ids: Tensor | None = None
-        if 0 < params.top_k < vocabulary:
-            weights, ids = weights.topk(params.top_k)
-        if params.top_p < 1.0:
-            weights, ids = _nucleus(weights, ids, params.top_p)
-        self._ids = ids
-        self._sums = weights.double().cumsum(0)
-
-    def draw(self, number: float) -> int:
-        """The token at `number` in [0, 1) of the cumulative distribution."""
-        target = self._sums.new_tensor(number) * self._sums[-1]
-        place = int(torch.searchsorted(self._sums, target, right=True))
-        return place if self._ids is None else int(self._ids[place])
-
-
-def _nucleus(weights: Tensor, ids: Tensor | None, top_p: float) -> tuple[Tensor, Tensor]:
-    """The fewest best tokens whose share reaches top_p. `weights` is sorted already if `ids` is given."""
-    total = weights.double().sum()
-    if ids is None:
-        best, ids = weights.topk(min(_NUCLEUS_GUESS, len(weights)))
-        if best.double().sum() < top_p * total:
-            best, ids = weights.sort(descending=True, stable=True)
-        weights = best
-    before = weights.double().cumsum(0) - weights.double()
-    kept = max(int((before < top_p * total).sum()), 1)
-    return weights[:kept], ids[:kept]
 
 
 def logprobs(raw_V: Tensor, tokens: list[int], count: int) -> list[Logprobs]:

@@ -11,11 +11,13 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from octavo import env
+from octavo.kernels.draws import Draws
 from octavo.kernels.packed import PackedMatrix
 
 try:
@@ -259,6 +261,26 @@ class Compiled:
             softcap,
         )
         return out_THD
+
+    def sample(self, logits_RV: Tensor, draws: Draws) -> tuple[list[int], list[float]]:
+        assert logits_RV.dtype is torch.float32
+        assert logits_RV.stride(1) == 1
+        rows, vocabulary = logits_RV.shape
+        tokens_D, peaks_R = np.empty(len(draws.seeds_D), dtype=np.int64), np.empty(rows, dtype=np.float32)
+        arrays = (
+            draws.temperature_R,
+            draws.min_p_R,
+            draws.top_p_R,
+            draws.top_k_R,
+            draws.positions_R,
+            draws.first_R1,
+            draws.seeds_D,
+            tokens_D,
+            peaks_R,
+        )
+        addresses = [array.ctypes.data for array in arrays]
+        _native.sample(logits_RV.data_ptr(), logits_RV.stride(0), rows, vocabulary, *addresses)
+        return tokens_D.tolist(), peaks_R.tolist()
 
 
 def _token_stride(x_THD: Tensor) -> int:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels import cpu, reference
+from octavo.kernels.draws import Draws
 from octavo.kernels.packed import PackedMatrix
 
 
@@ -52,6 +53,7 @@ class Kernels(Protocol):
         window: int,
         softcap: float,
     ) -> Tensor: ...
+    def sample(self, logits_RV: Tensor, draws: Draws) -> tuple[list[int], list[float]]: ...
 
 
 def kernels_for(x: Tensor) -> Kernels:
@@ -144,3 +146,11 @@ def paged_attention(
     return kernels_for(q_THD).paged_attention(
         q_THD, k_cache, v_cache, query_start, seq_lens_R, block_tables, scale, window, softcap
     )
+
+
+def sample(logits_RV: Tensor, draws: Draws) -> tuple[list[int], list[float]]:
+    """Tokens [D], and the best logit of each row [R]: NaN where a row has a NaN.
+
+    Where the best logit is not finite the row's tokens mean nothing. float32 logits, rows contiguous.
+    """
+    return kernels_for(logits_RV).sample(logits_RV, draws)

@@ -5,11 +5,15 @@ Same signatures as `octavo.kernels.ops`, same float32 arithmetic with one roundi
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from octavo.kernels.draws import Draws
 from octavo.kernels.packed import PackedMatrix, dequantize
+from octavo.kernels.philox import uniform
 
 _WIDENED_ROWS = 8192
 
@@ -122,3 +126,37 @@ def paged_attention(
         weights = scores.masked_fill(~visible, -torch.inf).softmax(-1).view(kv_heads, -1, length)
         out_THD[tokens] = (weights @ v_GSD).view_as(q_HTD).transpose(0, 1).to(q_THD.dtype)
     return out_THD
+
+
+def sample(logits_RV: Tensor, draws: Draws) -> tuple[list[int], list[float]]:
+    best_R = logits_RV.argmax(-1)
+    peaks_R: list[float] = logits_RV.gather(-1, best_R[:, None])[:, 0].tolist()  # a NaN in a row wins its argmax
+    tokens: list[int] = []
+    for row, (best, peak) in enumerate(zip(best_R.tolist(), peaks_R, strict=True)):
+        begin, end = draws.first_R1[row : row + 2].tolist()
+        if draws.temperature_R[row] == 0 or not math.isfinite(peak):
+            tokens += [best] * (end - begin)
+            continue
+        ids, sums = _distribution(logits_RV[row] - peak, draws, row)
+        position = int(draws.positions_R[row])
+        numbers = sums.new_tensor([uniform(int(seed), position) for seed in draws.seeds_D[begin:end]])
+        places = torch.searchsorted(sums, numbers * sums[-1], right=True)
+        tokens += (places if ids is None else ids[places]).tolist()
+    return tokens, peaks_R
+
+
+def _distribution(below_V: Tensor, draws: Draws, row: int) -> tuple[Tensor | None, Tensor]:
+    """Tokens that may be drawn (None: all) and the running sum of their weights, given logits below the best one."""
+    temperature, min_p, top_p = (float(each[row]) for each in (draws.temperature_R, draws.min_p_R, draws.top_p_R))
+    top_k = int(draws.top_k_R[row])
+    weights = (below_V / temperature).exp().double()
+    weights = weights.masked_fill(weights < min_p, 0.0)
+    restricted = 0 < top_k < len(weights)
+    if not restricted and top_p >= 1.0:
+        return None, weights.cumsum(0)
+    weights, ids = weights.sort(descending=True, stable=True)
+    if restricted:
+        weights, ids = weights[:top_k], ids[:top_k]
+    sums = weights.cumsum(0)
+    kept = max(int((sums - weights < top_p * sums[-1]).sum()), 1)
+    return ids[:kept], sums[:kept]

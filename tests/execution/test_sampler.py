@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo.execution.philox import uniform
 from octavo.execution.sampler import Sampler
+from octavo.kernels.philox import uniform
 from octavo.plan import Row, SequenceSpec, fork_seed
 from octavo.request import SamplingParams
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octavo.execution.philox import philox4x32, uniform
+from octavo.kernels.philox import philox4x32, uniform
 
 ONES = 0xFFFFFFFF
 
