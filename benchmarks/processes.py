@@ -136,7 +136,7 @@ class Contestant(Process):
             raise self.fail(f"no answer within {PATIENCE_S:.0f} s")
         line = self.child.stdout.readline()
         if not line:
-            raise self.fail(f"it ended with {self.child.wait()}")
+            raise self.fail(f"it ended with {self.child.wait(20)}")
         self.signal(signal.SIGSTOP)
         reply: dict[str, Any] = json.loads(line)
         return reply
@@ -165,7 +165,7 @@ class Server(Process):
     def wait_ready(self) -> None:
         while self.age() < PATIENCE_S:
             if self.child.poll() is not None:
-                raise self.fail(f"it ended with {self.child.wait()}")
+                raise self.fail(f"it ended with {self.child.wait(20)}")
             try:
                 if self.request("GET", "/health").status == http.client.OK:
                     return

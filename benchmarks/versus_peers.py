@@ -2,10 +2,11 @@
 
 Each peer is set up in .bench/ on first use (a build of many minutes and a large download) and runs as its own
 documentation advises. In every round the contestants take turns, one at work at a time, so that a slow minute of the
-machine hits all; reported are medians, and octavo's ratio to each peer as the median of the rounds. Use a quiet
-machine: llama.cpp's threads spin, and one busy neighbour costs it many times over.
+machine hits all; reported are medians, and octavo's ratio to each peer as the median of the rounds. What a peer fails
+at is said in the table, and the run goes on; table, plot and JSON are written after every turn. Use a quiet machine:
+llama.cpp's threads spin, and one busy neighbour costs it many times over.
 
-    make bench-peers                                    five rounds of everything
+    make bench-peers                                    three rounds of everything: about 20 minutes on 2 cores
     make bench-peers ARGS="--quick"                     does it run? Its figures mean nothing
     make bench-peers ARGS="--only octavo vllm --parts http --rounds 3"
     make bench-peers ARGS="--prepare"                   only set up the peers
