@@ -76,6 +76,10 @@ bench: setup ## compare with transformers, side by side on this machine
 bench-peers: setup ## compare with llama.cpp and vLLM, side by side; ARGS="--help" tells more
 	@$(BIN)/python benchmarks/versus_peers.py $(ARGS)
 
+.PHONY: bench-kernels
+bench-kernels: setup ## the product and attention alone, against what this machine can do
+	@$(BIN)/python benchmarks/kernels.py $(ARGS)
+
 .PHONY: size
 size: ## lines by folder
 	@git ls-files --cached --others --exclude-standard -- '*.py' '*.pyi' '*.h' '*.cpp' '*.html' '*.css' '*.js' | xargs wc -l | awk ' \
