@@ -80,6 +80,10 @@ bench-peers: setup ## compare with llama.cpp and vLLM, side by side; ARGS="--hel
 bench-kernels: setup ## the product and attention alone, against what this machine can do
 	@$(BIN)/python benchmarks/kernels.py $(ARGS)
 
+.PHONY: bench-step
+bench-step: setup ## where a step's time goes, by kind of operation
+	@$(BIN)/python benchmarks/breakdown.py $(ARGS)
+
 .PHONY: size
 size: ## lines by folder
 	@git ls-files --cached --others --exclude-standard -- '*.py' '*.pyi' '*.h' '*.cpp' '*.html' '*.css' '*.js' | xargs wc -l | awk ' \
