@@ -24,6 +24,7 @@ OCTAVO_ISA_TABLES(avx2)
 OCTAVO_ISA_TABLES(avxvnni)
 OCTAVO_ISA_TABLES(avx512)
 OCTAVO_ISA_TABLES(avx512vnni)
+OCTAVO_ISA_TABLES(avx512bf16)
 OCTAVO_ISA_TABLES(amx)
 #endif
 
@@ -46,7 +47,7 @@ struct Level {
   const QuantizedKernels* quantized;
 };
 struct Choice {
-  static constexpr int MOST = 6;
+  static constexpr int MOST = 7;
   Level levels[MOST];
   const char* names[MOST + 1] = {};
   int count = 0;
@@ -65,9 +66,11 @@ struct Choice {
     bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     bool avx512vnni = avx512 && __builtin_cpu_supports("avx512vnni");
-    bool amx = avx512vnni && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8") &&
+    bool avx512bf16 = avx512vnni && __builtin_cpu_supports("avx512bf16");
+    bool amx = avx512bf16 && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8") &&
                __builtin_cpu_supports("amx-bf16");
-    add(amx && tiles_permitted(), "amx", avx512::table, amx::attention_table, amx::quantized_table);
+    add(amx && tiles_permitted(), "amx", avx512bf16::table, amx::attention_table, amx::quantized_table);
+    add(avx512bf16, "avx512bf16", avx512bf16::table, avx512bf16::attention_table, avx512bf16::quantized_table);
     add(avx512vnni, "avx512vnni", avx512::table, avx512::attention_table, avx512vnni::quantized_table);
     add(avx512, "avx512", avx512::table, avx512::attention_table, avx2::quantized_table);
     add(avx2 && __builtin_cpu_supports("avxvnni"), "avxvnni", avx2::table, avx2::attention_table,

@@ -9,7 +9,7 @@
 namespace octavo {
 namespace {
 
-constexpr int64_t GRAIN = 16384;  // elements worth waking a thread for
+constexpr int64_t GRAIN = 4096;  // elements worth waking a thread for
 
 struct alignas(ALIGNMENT) Scratch {
   uint8_t bytes[QUANTIZED_SCRATCH];
@@ -33,7 +33,9 @@ PanelRun find(const PackedMatrix* matrix, int64_t panel, int64_t most) {
 
 void quantize(const Quantize& a) {
   const Kernels& k = kernels();
-  parallel_for(a.tokens, GRAIN / a.columns + 1, [&](int64_t begin, int64_t end) { k.quantize(a, begin, end); });
+  // Whole tiles: rows of one have lines of memory in common.
+  parallel_for(ceil_div(a.tokens, PANEL), GRAIN / (PANEL * a.columns) + 1,
+               [&](int64_t begin, int64_t end) { k.quantize(a, begin * PANEL, std::min(end * PANEL, a.tokens)); });
 }
 
 void quantized_linear(const QuantizedLinear& a) {
@@ -42,7 +44,7 @@ void quantized_linear(const QuantizedLinear& a) {
   QuantizedRows x = quantized_rows(a.x, a.tokens, a.matrix->columns);
   int64_t panels = 0, step = std::min(rows_at_once(x), a.tokens);
   for (int64_t i = 0; i < a.matrix->count; ++i) panels += panels_of(parts_of(a.matrix)[i].rows);
-  constexpr int64_t grain = 16 * GRAIN;  // products
+  constexpr int64_t grain = 64 * GRAIN;  // products
   parallel_for(ceil_div(a.tokens, step) * panels, grain / (PANEL * a.matrix->columns * step) + 1,
                [&](int64_t begin, int64_t end) {
                  thread_local const auto scratch = std::make_unique_for_overwrite<Scratch>();

@@ -131,6 +131,10 @@ template <class T>
 static inline void store(T* p, f32v x) {
   store_bits(p, low_halves(narrow(x, T{})));
 }
+#ifdef __AVX512BF16__
+// In one instruction; it takes subnormal numbers for zero.
+static inline void store(bf16* p, f32v x) { store_bits(p, (u16v)_mm512_cvtneps_pbh((__m512)x)); }
+#endif
 // The first n lanes; the others read as zero and are not written.
 template <class T>
 static inline f32v load_some(const T* p, int64_t n) {
