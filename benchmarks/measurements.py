@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Protocol, TypeVar
 
 from load import load
@@ -119,10 +120,10 @@ class Engine:
     def decode(self, work: Work, record: Record) -> None:
         for streams in work.streams:
             calls = work.calls(streams)
-            asked = [self.prompts.draw([work.prompt_tokens] * streams) for _ in range(2 * calls + 1)]
+            asked = [self.prompts.draw([work.prompt_tokens] * streams) for _ in range(calls + 4)]
             self.ask(asked.pop(), 4)  # warm up
-            without = sum(self.ask(asked.pop(), 1) for _ in range(calls))
-            seconds = sum(self.ask(asked.pop(), work.new_tokens) for _ in range(calls)) - without
+            prompts_s = median(self.ask(asked.pop(), 1) for _ in range(3))  # one slow moment must not make us quick
+            seconds = sum(self.ask(asked.pop(), work.new_tokens) for _ in range(calls)) - calls * prompts_s
             record(f"decode {streams}", calls * streams * (work.new_tokens - 1) / seconds)
 
     def prefill(self, work: Work, record: Record) -> None:

@@ -127,7 +127,8 @@ class Contestant(Process):
         environment: Mapping[str, str] | None = None,
     ) -> None:
         script = Path(__file__).with_name("contestant.py")
-        super().__init__([str(python), str(script), name, str(model), "--dtype", dtype], environment)
+        # -P: our files beside the script must not stand for packages that an engine looks for
+        super().__init__([str(python), "-P", str(script), name, str(model), "--dtype", dtype], environment)
         self.name = name
 
     def read(self) -> dict[str, Any]:
