@@ -66,7 +66,9 @@ struct Place {
   }
 };
 
-// Any W blocks, of which `count` exist; the others need a place for codes as well.
+// Any W blocks, of which `count` exist; the others need a place for codes as well. NEIGHBOURS: the same block of W
+// rows of a tile, whose numbers stand side by side.
+template <bool NEIGHBOURS>
 inline void quantize_blocks(const f32v (&values)[W][VECTORS], int64_t count, const Place (&places)[W]) {
   i32v work[W];
   for (int b = 0; b < W; ++b) {
@@ -87,10 +89,20 @@ inline void quantize_blocks(const f32v (&values)[W][VECTORS], int64_t count, con
     work[b] = halves[0] + (halves[1] << 16);  // a sum of 16 codes has 12 bits: both are added up at once
   }
   i32v both = reduce(work, add), lower = (both << 16) >> 16, upper = (both - lower) >> 16;
+  f32v sums = scales * __builtin_convertvector(lower + upper, f32v);
+  if constexpr (NEIGHBOURS) {
+    const Place& to = places[0];
+    store(to.scale, scales);
+    store(to.sum, sums);
+    store_bits(to.offset, (lower + upper) * -128);
+    store_bits(to.lower_offset, lower * -128);
+    store_bits(to.upper_offset, upper * -128);
+    return;
+  }
   float scale[W], sum[W];
   int32_t offset[W], lower_offset[W], upper_offset[W];
   store(scale, scales);
-  store(sum, scales * __builtin_convertvector(lower + upper, f32v));
+  store(sum, sums);
   store_bits(offset, (lower + upper) * -128);
   store_bits(lower_offset, lower * -128);
   store_bits(upper_offset, upper * -128);
@@ -108,9 +120,25 @@ inline void load_block(const T* x, int64_t columns, f32v (&values)[VECTORS]) {
   for (int v = 0; v < VECTORS; ++v) values[v] = load((columns < BLOCK ? block : x) + v * W);
 }
 
+// W rows of a tile, a block of each at a time.
 template <class T>
-void quantize(const Quantize& a, int64_t begin, int64_t end) {
-  QuantizedRows out = quantized_rows(a.out, a.tokens, a.columns);
+void quantize_rows(const Quantize& a, const QuantizedRows& out, int64_t row) {
+  const T* x = static_cast<const T*>(a.x) + row * a.x_stride;
+  for (int64_t block = 0; block < out.blocks; ++block) {
+    f32v values[W][VECTORS];
+    Place places[W];
+    for (int i = 0; i < W; ++i) {
+      load_block(x + i * a.x_stride + block * BLOCK, a.columns - block * BLOCK, values[i]);
+    }
+    places[0] = Place(out, row, block);
+    for (int i = 1; i < W; ++i) places[i].codes = places[0].codes + i * BLOCK;
+    quantize_blocks<true>(values, W, places);
+  }
+}
+
+// Rows that fill no vector, one after another.
+template <class T>
+void quantize_rest(const Quantize& a, const QuantizedRows& out, int64_t begin, int64_t end) {
   int64_t row = begin, block = 0;
   while (row < end) {
     f32v values[W][VECTORS];
@@ -127,8 +155,16 @@ void quantize(const Quantize& a, int64_t begin, int64_t end) {
       for (int v = 0; v < VECTORS; ++v) values[b][v] = f32v{};
       places[b].codes = nowhere;
     }
-    quantize_blocks(values, count, places);
+    quantize_blocks<false>(values, count, places);
   }
+}
+
+// begin: a multiple of PANEL.
+template <class T>
+void quantize(const Quantize& a, int64_t begin, int64_t end) {
+  QuantizedRows out = quantized_rows(a.out, a.tokens, a.columns);
+  for (; begin + W <= end; begin += W) quantize_rows<T>(a, out, begin);
+  quantize_rest<T>(a, out, begin, end);
 }
 
 }  // namespace
