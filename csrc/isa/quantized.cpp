@@ -23,11 +23,12 @@ constexpr int parts_of_block(Kind kind) { return kind == Kind::halves ? 2 : 1; }
 // A tile of activations from some block on.
 struct Tile {
   int64_t rows;
+  bool first;  // block: sums begin here
   const int8_t* codes;
   const float *scales, *sums;
   const int32_t *offsets, *half_offsets;
 
-  Tile(const QuantizedRows& x, int64_t row, int64_t block) : rows(min(PANEL, x.rows - row)) {
+  Tile(const QuantizedRows& x, int64_t row, int64_t block) : rows(min(PANEL, x.rows - row)), first(block == 0) {
     int64_t first = row * x.blocks + block * rows;
     codes = x.codes + first * BLOCK;
     scales = x.scales + first, sums = x.sums + first, offsets = x.offsets + first;
@@ -42,7 +43,7 @@ inline void accumulate(const Span& w, const Tile& x, int64_t row, float* sums, c
   sums += row * PANEL;
   f32v sum[R][VECTORS];
   for (int r = 0; r < R; ++r)
-    for (int v = 0; v < VECTORS; ++v) sum[r][v] = load(sums + r * PANEL + v * W);
+    for (int v = 0; v < VECTORS; ++v) sum[r][v] = x.first ? f32v{} : load(sums + r * PANEL + v * W);
   for (int64_t b = 0; b < w.blocks; ++b) {
     const float *x_scales = x.scales + b * x.rows + row, *x_sums = x.sums + b * x.rows + row;
     for (int p = 0; p < PARTS; ++p) {
@@ -198,22 +199,24 @@ struct Way {
 
 // One panel. While a tile is multiplied, its share of the span to come is fetched from memory.
 template <Kind KIND>
-void multiply_panel(const PackedMatrix* matrix, const QuantizedRows& rows, const PackedPart& part, int64_t panel,
-                    int64_t begin, int64_t end, const Way& way, Scratch& scratch) {
-  int64_t tiles = ceil_div(end - begin, PANEL), bytes = span_bytes(part);
-  __builtin_memset(scratch.sums, 0, tiles * PANEL * PANEL * sizeof(float));
-  for (int64_t k = 0; k < matrix->columns; k += SPAN) {
-    const uint8_t* span = span_at(matrix, part, panel, k / SPAN);
-    unpack(part, span, min(SPAN, matrix->columns - k), way.unpacked, way.flip, scratch.span);
+void multiply_panel(const QuantizedLinear& a, const QuantizedRows& rows, const PackedPart& part, int64_t panel,
+                    int64_t output, int64_t begin, int64_t end, const Way& way, Scratch& scratch) {
+  int64_t tiles = ceil_div(end - begin, PANEL), bytes = span_bytes(part), columns = a.matrix->columns;
+  int64_t outputs = min(PANEL, part.rows - panel * PANEL);
+  for (int64_t k = 0; k < columns; k += SPAN) {
+    const uint8_t* span = span_at(a.matrix, part, panel, k / SPAN);
+    unpack(part, span, min(SPAN, columns - k), way.unpacked, way.flip, scratch.span);
     for (int64_t tile = 0, ahead = 0; tile < tiles; ++tile) {
       if (way.unpacked)
         for (; ahead < bytes * (tile + 1) / tiles; ahead += LINE) __builtin_prefetch(span + bytes + ahead, 0, 2);
-      Tile x(rows, begin + tile * PANEL, k / BLOCK);
+      int64_t row = begin + tile * PANEL;
+      Tile x(rows, row, k / BLOCK);
       float* sums = scratch.sums + tile * PANEL * PANEL;
       if (way.tiles)
         multiply_by_tiles<KIND>(scratch.span, x, sums, scratch.dots);
       else
         multiply_tile<KIND>(way.bits, scratch.span, x, sums);
+      if (k + SPAN >= columns) put(a, sums, row, row + x.rows, output, outputs);
     }
   }
 }
@@ -223,11 +226,8 @@ void linear(const QuantizedLinear& a, const QuantizedRows& x, const PanelRun& ru
             Scratch& scratch) {
   Way way(*run.part, end - begin);
   if (way.tiles) configure_tiles();
-  for (int64_t p = 0; p < run.count; ++p) {
-    multiply_panel<KIND>(a.matrix, x, *run.part, run.panel + p, begin, end, way, scratch);
-    int64_t outputs = min(PANEL, run.part->rows - (run.panel + p) * PANEL);
-    put(a, scratch.sums, begin, end, run.output + p * PANEL, outputs);
-  }
+  for (int64_t p = 0; p < run.count; ++p)
+    multiply_panel<KIND>(a, x, *run.part, run.panel + p, run.output + p * PANEL, begin, end, way, scratch);
   if (way.tiles) release_tiles();
 }
 
