@@ -4,7 +4,6 @@
 
 namespace octavo {
 namespace {
-constexpr int64_t GRAIN = 4096;  // elements worth waking a thread for
 int64_t rows_of(int64_t width) { return GRAIN / width + 1; }
 }  // namespace
 

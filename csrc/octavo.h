@@ -105,9 +105,10 @@ struct Sample {
   float* peaks;                              // [rows]: best logits; NaN if there is a NaN in a row
 };
 void sample(const Sample&);
+inline constexpr int64_t SAMPLE_STRETCH = 1024;  // weights summed up together
 struct SampleRoom {
   float* weights;  // [vocabulary]
-  double* sums;    // [vocabulary / 1024 + 1]
+  double* sums;    // of stretches
   uint64_t* heap;  // [vocabulary]
 };
 

@@ -10,6 +10,8 @@
 
 namespace octavo {
 
+inline constexpr int64_t GRAIN = 4096;  // elements read that are worth waking a thread for
+
 int thread_count();
 // Threads that compute, the caller included. Not to be called while work runs.
 void set_thread_count(int threads);

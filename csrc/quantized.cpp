@@ -9,8 +9,6 @@
 namespace octavo {
 namespace {
 
-constexpr int64_t GRAIN = 4096;  // elements worth waking a thread for
-
 struct alignas(ALIGNMENT) Scratch {
   uint8_t bytes[QUANTIZED_SCRATCH];
 };

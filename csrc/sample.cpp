@@ -13,7 +13,7 @@ class Room {
   SampleRoom of(int64_t vocabulary) {
     if (vocabulary > vocabulary_) {
       weights_ = std::make_unique_for_overwrite<float[]>(vocabulary);
-      sums_ = std::make_unique_for_overwrite<double[]>(vocabulary / 1024 + 1);
+      sums_ = std::make_unique_for_overwrite<double[]>(vocabulary / SAMPLE_STRETCH + 1);
       heap_ = std::make_unique_for_overwrite<uint64_t[]>(vocabulary);
       vocabulary_ = vocabulary;
     }

@@ -189,8 +189,13 @@ inline void weigh(Products& products, int64_t m, const Row& row, int64_t width, 
     sums *= shrink;
     for (int64_t d = 0; d < width; d += W) store(row.values + d, load(row.values + d) * shrink);
     row.highest = now = found;
-  } else if (before == NOTHING) {
-    for (int j = 0; j < N; ++j) Products::put(weights + j * W, score[j] == score[j] ? f32v{} : score[j]);
+  } else if (before == NOTHING) {  // no key is seen; NaN among them stays one
+    for (int j = 0; j < N; ++j) {
+      f32v weight = score[j] == score[j] ? f32v{} : score[j];
+      sums += weight;
+      Products::put(weights + j * W, weight);
+    }
+    store(row.lane_sums, sums);
     return;
   }
   for (int j = 0; j < N; ++j) {

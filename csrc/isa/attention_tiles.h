@@ -87,8 +87,7 @@ class TileProducts {
   }
   const float* scores(int64_t m) const { return scores_MC_ + m * CHUNK; }
   Weight* weights(int64_t m) { return weights_MC_ + m * CHUNK; }
-  // Rounded half up: weights are finite and not negative, or NaN.
-  static void put(Weight* to, f32v weight) { store_bits(to, low_halves((bit_cast<u32v>(weight) + 0x8000u) >> 16)); }
+  static void put(Weight* to, f32v weight) { store(to, weight); }
   void add_values(float* o_MD) {
     static_assert(CHUNK == 64);
     for (int64_t m = 0; m < rows_; m += 16) {

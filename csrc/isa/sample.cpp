@@ -7,8 +7,6 @@
 namespace octavo::OCTAVO_ISA {
 namespace {
 
-constexpr int64_t STRETCH = 1024;  // weights summed up together
-
 // ---- Random numbers: Philox4x32-10 (Salmon et al., SC 2011) ----
 
 double uniform(uint64_t seed, uint64_t position) {
@@ -63,8 +61,8 @@ int64_t first_at_least(const float* x, int64_t count, float value) {
 double weigh(const float* x, int64_t count, float best, float temperature, float least, float* weights, double* sums) {
   float scale = LOG2E / temperature;
   double total = 0;
-  for (int64_t begin = 0; begin < count; begin += STRETCH) {
-    int64_t size = min(STRETCH, count - begin);
+  for (int64_t begin = 0; begin < count; begin += SAMPLE_STRETCH) {
+    int64_t size = min(SAMPLE_STRETCH, count - begin);
     f32v sum{};
     for_vectors(size, [&](int64_t i, auto get, auto put) {
       f32v weight = exp2((get(x + begin + i) - best) * scale);
@@ -76,7 +74,7 @@ double weigh(const float* x, int64_t count, float best, float temperature, float
     });
     double stretch = 0;
     for (int lane = 0; lane < W; ++lane) stretch += double(sum[lane]);
-    total += sums[begin / STRETCH] = stretch;
+    total += sums[begin / SAMPLE_STRETCH] = stretch;
   }
   return total;
 }
@@ -153,8 +151,8 @@ int64_t collect(const float* weights, int64_t count, float least, uint64_t* heap
 int64_t draw_any(const float* weights, int64_t count, const double* sums, double target) {
   double sum = 0;
   int64_t begin = 0, last = 0;
-  for (; begin + STRETCH < count && sum + sums[begin / STRETCH] <= target; begin += STRETCH)
-    sum += sums[begin / STRETCH];
+  for (; begin + SAMPLE_STRETCH < count && sum + sums[begin / SAMPLE_STRETCH] <= target; begin += SAMPLE_STRETCH)
+    sum += sums[begin / SAMPLE_STRETCH];
   for (int64_t i = begin; i < count; ++i) {
     if (weights[i] == 0.f) continue;
     last = i;
@@ -171,10 +169,12 @@ int64_t draw_best(const uint64_t* best, int64_t count, double target) {
   return token_of(best[0]);
 }
 
-// Pops what may be drawn: the k best, or as many of them as have the wanted share. Returns how many; mass: their sum.
+// Pops what may be drawn: the k best, or as many of them as have the wanted share, and one at least. Returns how many;
+// mass: their sum.
 int64_t pop_best(uint64_t* heap, int64_t size, int64_t k, double wanted, double& mass) {
   int64_t kept = 0;
-  for (mass = 0; kept < k && size > 0 && mass < wanted; ++kept) mass += double(weight_of(pop(heap, size)));
+  for (mass = 0; kept < k && size > 0 && (kept == 0 || mass < wanted); ++kept)
+    mass += double(weight_of(pop(heap, size)));
   return kept;
 }
 
@@ -190,7 +190,7 @@ void draw(const Sample& a, int64_t row, float best, const SampleRoom& room) {
     if (top_p < 1) {  // they are sorted now: the nucleus is their beginning
       double wanted = top_p * mass;
       int64_t sorted = kept;
-      for (kept = 0, mass = 0; kept < sorted && mass < wanted; ++kept)
+      for (kept = 0, mass = 0; kept < sorted && (kept == 0 || mass < wanted); ++kept)
         mass += double(weight_of(room.heap[size - 1 - kept]));
     }
   } else if (top_p < 1) {
@@ -211,6 +211,7 @@ void draw(const Sample& a, int64_t row, float best, const SampleRoom& room) {
 void sample_any(const Sample& a, int64_t row, const SampleRoom& room) {
   const float* x = a.logits + row * a.stride;
   float best = a.peaks[row] = best_of(x, a.vocabulary);
+  if (a.first_draw[row] == a.first_draw[row + 1]) return;
   if (best - best == 0.f && a.temperature[row] > 0.f) return draw(a, row, best, room);
   int64_t token = best - best == 0.f ? first_at_least(x, a.vocabulary, best) : 0;
   for (int64_t i = a.first_draw[row]; i < a.first_draw[row + 1]; ++i) a.tokens[i] = token;

@@ -66,7 +66,7 @@ static inline void in_register(f32v& x) {
   asm("" : "+w"(x));
 #endif
 }
-static inline f32v max(f32v a, f32v b) { return a > b ? a : b; }
+static inline f32v max(f32v a, f32v b) { return a > b ? a : b; }  // b where either is NaN
 static inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 

@@ -5,6 +5,9 @@ Shape letters: T tokens of the step, D rows that draw, V vocabulary, E hidden si
 
 from __future__ import annotations
 
+from functools import partial
+
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,7 +15,7 @@ from torch import Tensor
 from octavo.execution.batch import Batch, BlockTables
 from octavo.execution.graphs import make_graph
 from octavo.execution.kv_cache import KVCache
-from octavo.execution.sampler import Sampler, logprobs
+from octavo.execution.sampler import Sampler, contained, logprobs
 from octavo.layers.attention.paged import PagedAttention
 from octavo.models.decoder import Decoder
 from octavo.plan import Row, RowResult, StepPlan, StepResult
@@ -68,12 +71,15 @@ class ModelRunner:
             if count is None or not predicted:
                 continue
             first = last + 1 - len(row.token_ids)
-            found = self._prompt_logprobs(hidden_TE[first : first + len(predicted)], predicted, count)
             drawn = results.get(row.sequence_id, RowResult(row.sequence_id, []))
-            results[row.sequence_id] = RowResult(
-                row.sequence_id, drawn.token_ids, drawn.logprobs, found, error=drawn.error
-            )
+            hidden_PE = hidden_TE[first : first + len(predicted)]
+            result = contained(row, partial(self._with_logprobs, drawn, hidden_PE, predicted, count))
+            assert result is not None
+            results[row.sequence_id] = result
         return list(results.values())
+
+    def _with_logprobs(self, drawn: RowResult, hidden_PE: Tensor, predicted: list[int], count: int) -> RowResult:
+        return msgspec.structs.replace(drawn, prompt_logprobs=self._prompt_logprobs(hidden_PE, predicted, count))
 
     def _prompt_logprobs(self, hidden_PE: Tensor, predicted: list[int], count: int) -> list[Logprobs]:
         found: list[Logprobs] = []

@@ -2,7 +2,8 @@
 
 Order, as vLLM's users know it: allowed ids, bad words, min tokens, logit bias, penalties; then greedy, or temperature,
 min-p, top-k, top-p and one draw. A draw inverts the cumulative distribution at a number keyed by (seed, position), so
-it never depends on the batch. Log-probabilities are those of the model, before any of this.
+it never depends on the batch. Log-probabilities are those of the model, before any of this; those of beams, what they
+are ranked by.
 
 Shape letters: R rows, V vocabulary.
 """
@@ -51,14 +52,14 @@ class Sampler:
         if any(history.adjusts for history in histories):
             logits_RV = logits_RV.clone()
         faults = [
-            _contained(row, partial(history.prepare, row, logits_V))
+            contained(row, partial(history.prepare, row, logits_V))
             for row, history, logits_V in zip(rows, histories, logits_RV, strict=True)
         ]
         draws = _draws(rows, histories)
         tokens, peaks = ops.sample(logits_RV, draws)
         drawn = [tokens[begin:end] for begin, end in pairwise(draws.first_R1.tolist())]
         turns = map(Turn, rows, histories, raw_RV, logits_RV, drawn, peaks)
-        results = [fault or _contained(turn.row, turn.result) for fault, turn in zip(faults, turns, strict=True)]
+        results = [fault or contained(turn.row, turn.result) for fault, turn in zip(faults, turns, strict=True)]
         return [result for result in results if result is not None]
 
 
@@ -81,7 +82,7 @@ def _draws(rows: list[Row], histories: list[History]) -> Draws:
     )
 
 
-def _contained(row: Row, work: Callable[[], RowResult | None]) -> RowResult | None:
+def contained(row: Row, work: Callable[[], RowResult | None]) -> RowResult | None:
     """Whatever goes wrong for one row ends that row's request and no other."""
     try:
         return work()

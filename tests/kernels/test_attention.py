@@ -111,3 +111,10 @@ def test_write_kv_touches_its_slots_only(isa: str) -> None:
         reference.write_kv(k, v, expected[0], expected[1], slots)
         assert torch.equal(got, expected)
         assert got.count_nonzero() == 2 * 9 * 3 * 12
+
+
+def test_nan_in_a_late_key_is_not_forgotten_between_splits(isa: str) -> None:
+    for length, bad in ((576, 575), (1088, 1087), (1088, 1030)):
+        context = Context.random(7, length, 1, 1, 64, torch.float32)
+        context.k_SGD[bad] = torch.nan
+        assert cpu.compiled.paged_attention(*paged([(context, length - 1, length)], 16), 0.125).isnan().all()

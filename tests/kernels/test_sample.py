@@ -78,6 +78,12 @@ def test_equal_logits_go_by_their_id(isa: str) -> None:
     assert set(tokens[41:]) == {0, 1, 2, 3, 4}
 
 
+def test_a_nucleus_holds_one_token_at_least(isa: str) -> None:
+    logits = torch.randn(2, 3000, generator=torch.Generator().manual_seed(3))
+    tokens, _ = cpu.compiled.sample(logits, draws([(1.0, 0.0, 0.0, 0), (1.0, 0.0, 0.0, 9)], [2, 2]))
+    assert tokens == logits.argmax(-1).repeat_interleave(2).tolist()
+
+
 def test_rows_that_are_not_finite_are_told_and_harm_no_other(isa: str) -> None:
     logits = torch.randn(5, 2000, generator=torch.Generator().manual_seed(1))
     alone, _ = cpu.compiled.sample(logits[4:], draws([(1.0, 0.0, 0.9, 0)], [1]))
