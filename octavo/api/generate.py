@@ -5,7 +5,8 @@
 
 As in the pipeline, `max_length` counts the prompt's tokens too, `max_new_tokens` does not and wins, and the text begins
 with the prompt unless `return_full_text` is false. A list of prompts gives the texts of the first prompt, then those of
-the second, and so on. All sampling fields of /v1/completions work here; without any, the model's defaults do.
+the second, and so on. All sampling fields of /v1/completions work here, its `max_tokens` as another name of
+`max_new_tokens`; without any, the model's defaults do.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class GenerateRequest(SamplingFields, kw_only=True):
     prompt: PromptText | Annotated[list[PromptText], Meta(min_length=1, max_length=PROMPTS)]
     max_length: MaxTokens | None = None
     max_new_tokens: MaxTokens | None = None
+    max_tokens: MaxTokens | None = None
     num_return_sequences: Sequences | None = None
     do_sample: bool | None = None
     return_full_text: bool | None = None
@@ -70,9 +72,11 @@ def _count(request: GenerateRequest) -> int:
 
 
 def _max_tokens(request: GenerateRequest, engine: Engine, prompt_length: int) -> int:
-    check_room(engine, prompt_length, request, request.max_new_tokens, "max_new_tokens")
-    if request.max_new_tokens is not None:
-        return request.max_new_tokens
+    name = "max_tokens" if request.max_new_tokens is None else "max_new_tokens"
+    new_tokens: int | None = getattr(request, name)
+    check_room(engine, prompt_length, request, new_tokens, name)
+    if new_tokens is not None:
+        return new_tokens
     if request.max_length is None:
         return max(1, min(_DEFAULT_NEW_TOKENS, engine.max_model_len - prompt_length))
     if request.max_length <= prompt_length:

@@ -204,6 +204,7 @@ BAD_VALUES = [
     ("/generate", {"max_length": 3}, "max_length", "integer_below_min_value"),
     ("/generate", {"max_length": 1000}, "max_length", "context_length_exceeded"),
     ("/generate", {"max_new_tokens": 1000}, "max_new_tokens", "context_length_exceeded"),
+    ("/generate", {"max_tokens": 1000}, "max_tokens", "context_length_exceeded"),
     ("/generate", {"prompt": "x" * 200}, "prompt", "context_length_exceeded"),
     ("/generate", {"num_return_sequences": 129}, "num_return_sequences", "integer_above_max_value"),
     ("/generate", {"prompt": ""}, "prompt", "invalid_value"),

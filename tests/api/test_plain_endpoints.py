@@ -21,6 +21,8 @@ def test_generate_returns_prompt_and_continuation() -> None:
 def test_max_length_counts_the_prompt() -> None:
     client = Client()
     assert client.post("/generate", {"prompt": "Once", "max_length": 9}).json == {"generated_text": ["OnceHell"]}
+    both = [client.post("/generate", {"prompt": "Once", name: 2}).json for name in ("max_tokens", "max_new_tokens")]
+    assert both[0] == both[1]
     assert client.post("/generate", {"prompt": "Once", "max_new_tokens": 2, "max_length": 9}).json == {
         "generated_text": ["OnceHe"]
     }
