@@ -79,3 +79,4 @@ class Capacity(Struct, frozen=True, kw_only=True):
     block_size: int
     max_model_len: int
     vocab_size: int  # width of the logits: every token id must be below
+    kept_blocks: int | None = None  # that may take memory only to keep content for the prefix cache; None: all

@@ -36,6 +36,7 @@ class EngineCore:
             num_blocks=capacity.num_blocks,
             block_size=capacity.block_size,
             max_model_len=capacity.max_model_len,
+            kept_blocks=capacity.kept_blocks,
             enable_prefix_caching=config.cache.enable_prefix_caching,
             hash_seed=secrets.token_bytes(32),
         )

@@ -18,6 +18,7 @@ from octavo.layers.attention.backend import CacheSpec, LayerCache
 
 GIB = 2**30
 _CPU_DEFAULT = GIB  # address space; pages are only backed by memory once a block is used
+_CPU_KEPT = GIB // 4
 
 
 class KVCache:
@@ -80,6 +81,16 @@ def plan_blocks(
             "raise --kv-cache-memory, free memory, or choose a smaller model"
         )
     return int(blocks)
+
+
+def plan_kept_blocks(config: CacheConfig, block_bytes: int, device: torch.device) -> int | None:
+    """How many blocks may take memory only because finished requests left content in them; None: all.
+
+    256 MiB on a CPU whose cache was not sized by its user: memory that nothing runs in is better left to others, and
+    memory used before is quicker than memory that the system has to clear.
+    """
+    sized = config.kv_cache_memory is not None or config.num_gpu_blocks_override is not None
+    return None if sized or device.type != "cpu" else max(_CPU_KEPT // block_bytes, 1)
 
 
 def fit_context(asked: int | None, model_limit: int, num_blocks: int, block_size: int) -> int:

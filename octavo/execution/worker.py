@@ -13,7 +13,7 @@ import torch
 from octavo.checkpoint import Checkpoint
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError
-from octavo.execution.kv_cache import GIB, KVCache, bytes_per_block, fit_context, plan_blocks
+from octavo.execution.kv_cache import GIB, KVCache, bytes_per_block, fit_context, plan_blocks, plan_kept_blocks
 from octavo.execution.model_runner import ModelRunner
 from octavo.kernels import cpu
 from octavo.models.decoder import Decoder
@@ -43,7 +43,11 @@ class Worker:
         blocks = plan_blocks(config.cache, block_bytes, free, longest, device)
         max_model_len = fit_context(asked, model.max_position, blocks, block_size)
         self.capacity = Capacity(
-            num_blocks=blocks, block_size=block_size, max_model_len=max_model_len, vocab_size=model.vocab_size
+            num_blocks=blocks,
+            block_size=block_size,
+            max_model_len=max_model_len,
+            vocab_size=model.vocab_size,
+            kept_blocks=plan_kept_blocks(config.cache, block_bytes, device),
         )
         cache = KVCache(model.cache_specs, blocks, block_size, dtype, device)
         self._runner = ModelRunner(model, cache, max_model_len, config.scheduler.max_num_batched_tokens, device)

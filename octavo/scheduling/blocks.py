@@ -1,7 +1,8 @@
 """Physical blocks of the KV cache: who owns how many, which are free, which may be reused first.
 
 A block is a number in range(count). It is owned (references > 0) or free; a free block may still hold content worth
-finding again (`keep`), and is then reused last, least recently freed first. Knows nothing of tokens or hashes.
+finding again (`keep`), and is then reused last, least recently freed first. Blocks that were never used cost no memory
+yet: beyond `roomy` they are only begun when no other is free. Knows nothing of tokens or hashes.
 """
 
 from __future__ import annotations
@@ -13,24 +14,31 @@ from collections.abc import Callable, Sequence
 class BlockPool:
     """Reference counts and the free list. `on_reuse(block)` is called before a kept block's content is given up."""
 
-    def __init__(self, count: int, on_reuse: Callable[[int], None] = lambda _: None) -> None:
+    def __init__(self, count: int, roomy: int | None = None, on_reuse: Callable[[int], None] = lambda _: None) -> None:
         assert count > 0
         self.count = count
+        self._roomy = count if roomy is None else roomy
+        self._used = 0  # blocks below this number have been used
         self.on_reuse = on_reuse
         self.references = [0] * count
-        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(count))  # first out: leftmost
+        self._free: OrderedDict[int, None] = OrderedDict()  # of those used before; first out: leftmost
         self._kept: set[int] = set()
 
     @property
     def free(self) -> int:
-        return len(self._free)
+        return len(self._free) + self.count - self._used
 
     def allocate(self) -> int:
         """Take the block that is cheapest to lose. The caller has checked that one is free."""
-        block, _ = self._free.popitem(last=False)
-        if block in self._kept:
-            self._kept.remove(block)
-            self.on_reuse(block)
+        cheapest = next(iter(self._free), None)
+        if self._used < self.count and (cheapest is None or (cheapest in self._kept and self._used < self._roomy)):
+            block = self._used
+            self._used += 1
+        else:
+            block, _ = self._free.popitem(last=False)
+            if block in self._kept:
+                self._kept.remove(block)
+                self.on_reuse(block)
         self.references[block] = 1
         return block
 

@@ -33,13 +33,14 @@ class Scheduler:
         num_blocks: int,
         block_size: int,
         max_model_len: int,
+        kept_blocks: int | None = None,
         enable_prefix_caching: bool = True,
         hash_seed: bytes = b"",
     ) -> None:
         self.config = config
         self.max_model_len = max_model_len
         self.block_size = block_size
-        self.pool = BlockPool(num_blocks)
+        self.pool = BlockPool(num_blocks, kept_blocks)
         self.prefix_cache = PrefixCache(self.pool, block_size, hash_seed, enable_prefix_caching)
         self.waiting: list[Sequence] = []  # both in the policy's order
         self.running: list[Sequence] = []

@@ -21,10 +21,11 @@ from octavo.scheduling.sequence import Hypothesis
 BLOCK = 4
 
 
-def make_scheduler(num_blocks=64, max_model_len=64, prefix=True, block_size=BLOCK, **config) -> Scheduler:
+def make_scheduler(num_blocks=64, max_model_len=64, prefix=True, block_size=BLOCK, kept=None, **config) -> Scheduler:
     return Scheduler(
         SchedulerConfig(**config),
         num_blocks=num_blocks,
+        kept_blocks=kept,
         block_size=block_size,
         max_model_len=max_model_len,
         enable_prefix_caching=prefix,
@@ -139,15 +140,17 @@ requests = st.lists(
     max_num_seqs=st.integers(1, 6),
     policy=st.sampled_from(["fcfs", "priority"]),
     prefix=st.booleans(),
+    kept=st.sampled_from([None, 1, 8, 20]),
     threshold=st.sampled_from([0, 3]),
 )
 @settings(max_examples=300, deadline=None)
 def test_any_schedule_gives_the_tokens_of_the_request_alone(
-    requests, num_blocks, budget, max_num_seqs, policy, prefix, threshold
+    requests, num_blocks, budget, max_num_seqs, policy, prefix, kept, threshold
 ):
     scheduler = make_scheduler(
         num_blocks,
         prefix=prefix,
+        kept=kept,
         max_num_batched_tokens=budget,
         max_num_seqs=max_num_seqs,
         scheduling_policy=policy,
@@ -180,7 +183,7 @@ def test_any_schedule_gives_the_tokens_of_the_request_alone(
     outputs += run_to_end(scheduler, model)
 
     assert scheduler.pool.free == num_blocks
-    assert not scheduler.pool._free.keys() ^ set(range(num_blocks))
+    assert not scheduler.pool._free.keys() ^ set(range(scheduler.pool._used))
     assert scheduler._queued_tokens == 0
     scheduler.schedule()  # tells the workers what is left to forget
     got = texts(outputs)
