@@ -9,9 +9,11 @@ import subprocess
 import sys
 import termios
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 
+from octavo.cli import terminal as cli_terminal
 from octavo.cli.terminal import without_echo
 
 
@@ -59,9 +61,10 @@ def test_a_signal_restores_the_terminal_and_ends_the_program(terminal: int, numb
     with subprocess.Popen([sys.executable, "-c", DYING], stdin=terminal, stdout=subprocess.PIPE) as program:
         assert program.stdout is not None
         assert program.stdout.readline() == b"silent\n"
-        assert not echoes(terminal)
+        silent = not echoes(terminal)
         program.send_signal(number)
         assert program.wait(20) == -number
+    assert silent
     assert echoes(terminal)
 
 
@@ -71,3 +74,53 @@ def test_without_a_terminal_there_is_nothing_to_hide(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(sys, "stdin", stdin)
         with without_echo():
             assert signal.getsignal(signal.SIGTERM) == handler
+
+
+BACKGROUND = """
+import os, signal, sys
+os.setsid()
+os.close(os.open(os.ttyname(0), os.O_RDWR))  # the terminal now controls this session
+child = os.fork()
+if child == 0:
+    os.setpgid(0, 0)
+    from octavo.cli.terminal import without_echo
+    with without_echo():
+        pass
+    os._exit(0)
+_, status = os.waitpid(child, os.WUNTRACED)
+if os.WIFSTOPPED(status):
+    os.kill(child, signal.SIGKILL)
+sys.exit(0 if status == 0 else 1)
+"""
+
+
+def test_a_job_in_the_background_leaves_the_terminal_alone(terminal: int) -> None:
+    assert subprocess.run([sys.executable, "-c", BACKGROUND], stdin=terminal, timeout=20, check=False).returncode == 0
+
+
+def test_a_hangup_that_is_ignored_stays_ignored(terminal: int) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with without_echo():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert not echoes(terminal)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_handler_that_python_does_not_know_is_left(terminal: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: pytest.fail("set"))
+    with without_echo():
+        assert not echoes(terminal)
+    assert echoes(terminal)
+
+
+@pytest.mark.parametrize(("module", "name"), [(sys, "stdin"), (cli_terminal, "termios")])
+def test_without_stdin_or_termios_there_is_nothing_to_hide(
+    terminal: int, monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str
+) -> None:
+    monkeypatch.setattr(module, name, None)
+    with without_echo():
+        assert echoes(terminal)
