@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -29,12 +31,41 @@ LOOP = "{% for i in range(99999) %}"
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
         "{% for n in [60] recursive %}{% if n %}{{ loop([n - 1]) }}{{ loop([n - 1]) }}{% endif %}{% endfor %}",
         "{% set octavo_budget = 1 %}" + LOOP * 2 + "{% endfor %}" * 2,
+        "{% set r = range(9999)|list %}{% for i in range(99999) if i in r and i < 0 %}x{% endfor %}",
+        "{% set r = range(9999)|list %}{% for i in range(99999) if (r|sort)[0] %}x{% endfor %}",
+        "{% set r = range(9999)|list %}{{ range(99999)|reject('in', r)|list|length }}",
+        "{% set r = range(99999)|list %}{{ range(99)|map('string')|map('replace', 'x', 'y')|list|length }}"
+        + "{% set x = r|sort|length %}" * 1000,
+        "{% set r = range(99999)|list %}" + "{% set x = -1 in r %}" * 1000,
+        "{% set r = range(99999)|list %}" + "{% set x = r[1:] %}" * 5000,
     ],
 )
 def test_what_would_run_for_ever_is_ended(source: str) -> None:
     template = BoundedSandbox(extensions=["jinja2.ext.loopcontrols"]).from_string(source)
     with pytest.raises(TemplateError, match="takes longer than"):
         render(template, {})
+
+
+def test_the_time_is_seen_after_each_slow_call() -> None:
+    source = "{% set r = range(99999)|list %}{% for i in range(200) %}{% set x = (r * 2)|sort|length %}{% endfor %}"
+    template, began = BoundedSandbox().from_string(source), time.thread_time()
+    with pytest.raises(TemplateError, match="takes longer than"):
+        render(template, {})
+    assert time.thread_time() - began < 0.5, "all of these calls take longer"
+
+
+def test_lists_are_summed_in_linear_time() -> None:
+    source = "{{ ([[1] * 50] * 5000)|sum(start=[])|length }}{{ [{'a': [2]}]|sum('a', [1]) }}{{ [1, 2.5]|sum }}"
+    assert render(BoundedSandbox().from_string(source), {}) == "250000[1, 2]3.5"
+    template, began = BoundedSandbox().from_string("{{ ([[1] * 5000] * 5000)|sum(start=[]) }}"), time.thread_time()
+    with pytest.raises(TemplateError, match="more than 1048576 elements"):
+        render(template, {})
+    assert time.thread_time() - began < 0.5
+
+
+def test_numbers_that_are_only_shown_may_be_large() -> None:
+    source = "{% macro m(n) %}{{ n|string }}{% endmacro %}{{ m(1700000000) }} {{ '%d' % 1700000000 }}"
+    assert render(BoundedSandbox().from_string(source), {}) == "1700000000 1700000000"
 
 
 @pytest.mark.parametrize(
@@ -58,6 +89,14 @@ def test_what_would_run_for_ever_is_ended(source: str) -> None:
         "{{ '%*d' % (10**9, 1) }}",
         "{{ '{:1000000000}'.format(1) }}",
         "{{ '{:{}}'.format(1, 10**9) }}",
+        "{{ '%300000000d'|format(1) }}",
+        "{% if '%300000000d'|format(1) %}{% endif %}",
+        "{{ '%*d'|format(10**9, 1) }}",
+        "{{ ('{0:9999}' * 100).format(1)|length }}",
+        "{{ ('{0}' * 200).format(long)|length }}",
+        "{{ '%(a)s%(a)s' % {'a': long * 99} }}",
+        "{{ '" + "9" * 5000 + "' % 1 }}",
+        "{{ [[1]]|sum(start=()) }}",
         "{{ lipsum(n=1000) }}",
     ],
 )
