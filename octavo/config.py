@@ -11,6 +11,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
+from decimal import Decimal
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -34,7 +35,10 @@ def parse_quantity(text: str) -> int:
     number, letter, unit = match.groups()
     binary = unit == "iB" or (unit is None and letter.isupper())
     scale = (_BINARY_SUFFIXES if binary else _SUFFIXES)[letter.lower()] if letter else 1
-    return int(float(number) * scale)
+    quantity = Decimal(number) * scale
+    if quantity != int(quantity):
+        raise ConfigError(f"{text!r} is not a whole number: it comes to {quantity.normalize():f}")
+    return int(quantity)
 
 
 def _flag(help: str, default: Any = None, **metadata: Any) -> Any:

@@ -6,7 +6,7 @@ import pytest
 
 from octavo.cli import bench_latency, bench_serve, bench_throughput, run, serve
 from octavo.cli.flags import Parser, add_engine_flags, engine_config, given
-from octavo.config import SECTIONS, EngineConfig, ServerConfig
+from octavo.config import SECTIONS, EngineConfig, ServerConfig, parse_quantity
 from octavo.errors import ConfigError
 
 ENGINE_FLAGS = [
@@ -187,3 +187,14 @@ def test_help_shows_defaults_by_group(capsys) -> None:
     assert "--no-enable-prefix-caching reuse the KV blocks of equal prompt beginnings (default: on)" in text
     assert "and of dummy weights (default: 0)" in text
     assert text.count("(may be repeated)") == 3
+
+
+@pytest.mark.parametrize(("text", "value"), [("1.5k", 1500), ("-1", -1), ("1.0", 1), ("0.1m", 100_000), ("0.5K", 512)])
+def test_a_fraction_may_come_to_a_whole_number(text: str, value: int) -> None:
+    assert parse_quantity(text) == value
+
+
+@pytest.mark.parametrize("text", ["-1.5", "0.5", "1.0001k", "0.1K"])
+def test_a_quantity_that_is_no_whole_number_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not a whole number"):
+        parse_quantity(text)
