@@ -32,6 +32,7 @@ async def serve(config: EngineConfig, server_config: ServerConfig, listener: soc
     server = Server(build_app(None, server_config), server_config)
     stop_on_signals(server)
     url = address(server_config, listener)
+    logger.info("octavo %s listens on %s; loading %s", __version__, url, config.model.model or "the default model")
     serving = asyncio.create_task(server.run_on(listener))
     engine_life = asyncio.create_task(run_engine(config, server, server_config, url))
     try:
@@ -55,12 +56,13 @@ async def run_engine(config: EngineConfig, server: Server, server_config: Server
     except OctavoError as error:
         return error
     try:
-        logger.info("octavo %s listens on %s; loading %s", __version__, url, engine.checkpoint.name)
         server.desk.engine = engine
         await engine.wait_ready()
+        logger.info("%s is ready", engine.checkpoint.name)
         sys.stdout.write(welcome(engine, server_config, url) + "\n")
         sys.stdout.flush()
         reporting = asyncio.create_task(report_throughput(engine))
+        reporting.add_done_callback(log_failure)
         try:
             return await engine.wait_dead()
         finally:
@@ -78,6 +80,12 @@ async def report_throughput(engine: AsyncLLMEngine) -> None:
         await asyncio.sleep(_THROUGHPUT_SECONDS)
         if (line := throughput.line(time.monotonic())) is not None:
             logger.info(line)
+
+
+def log_failure(task: asyncio.Task[None]) -> None:
+    """Of a task that nobody awaits."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("throughput is no longer logged", exc_info=error)
 
 
 def stop_on_signals(server: Server) -> None:

@@ -189,7 +189,7 @@ def test_a_signal_while_loading_ends_the_server(monkeypatch) -> None:
     ],
 )
 def test_a_model_that_is_not_there_is_one_line(model, message) -> None:
-    command = [sys.executable, "-m", "octavo.cli", "serve", model, "--port", "0"]
+    command = [sys.executable, "-m", "octavo.cli", "serve", model, "--port", "0", "--log-level", "warning"]
     environment = {**os.environ, "OCTAVO_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", message)
@@ -224,6 +224,43 @@ def test_throughput_is_logged_while_there_is_traffic(monkeypatch, caplog) -> Non
         engine.metrics.generation_tokens.inc(5)
         while "Avg generation throughput: " not in caplog.text:
             await asyncio.sleep(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert served(monkeypatch, scenario)[0] == 0
+
+
+def test_the_address_is_logged_at_once_and_the_model_when_it_is_ready(monkeypatch, caplog) -> None:
+    caplog.set_level("INFO", logger="octavo")
+
+    async def scenario(engine: StartedEngine, web: httpx.AsyncClient) -> None:
+        await web.get("/live")
+        assert f"listens on {str(web.base_url).rstrip('/')}; loading the default model" in caplog.text
+        assert "is ready" not in caplog.text
+        engine.loaded.set()
+        await until_ready(web)
+        assert "fake-model is ready" in caplog.text
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert served(monkeypatch, scenario)[0] == 0
+
+
+def test_a_failure_of_the_throughput_line_is_logged_and_ends_nothing(monkeypatch, caplog) -> None:
+    monkeypatch.setattr(serving, "_THROUGHPUT_SECONDS", 0.001)
+
+    def fail(self: object, now: float) -> None:
+        raise ZeroDivisionError("no seconds")
+
+    monkeypatch.setattr(serving.Throughput, "line", fail)
+
+    async def scenario(engine: StartedEngine, web: httpx.AsyncClient) -> None:
+        engine.loaded.set()
+        await until_ready(web)
+        for _ in range(1000):
+            if "ZeroDivisionError: no seconds" in caplog.text:
+                break
+            await asyncio.sleep(0.001)
+        assert "ZeroDivisionError: no seconds" in caplog.text
+        assert (await web.get("/ready")).status_code == 200
         os.kill(os.getpid(), signal.SIGTERM)
 
     assert served(monkeypatch, scenario)[0] == 0
