@@ -26,7 +26,8 @@
 // Activations become int8 with a scale for each row and block: x = scale * code, |code| <= 127. A product is a sum of
 // integers within a block (within half a block for groups of 16) and of float32 from block to block, first to last, one
 // fused multiply-add for the scale and one for the minimum. Nothing else rounds, so every instruction set, shape of
-// tile, number of rows and number of threads gives the same bits.
+// tile, number of rows and number of threads gives the same bits; only a result that is subnormal in bfloat16 may be
+// zero on some sets.
 #pragma once
 
 #include "octavo.h"

@@ -73,7 +73,8 @@ def quantized_linear(
 ) -> Tensor:
     """x W^T + b with W as it is packed and x rounded to 8 bits: x = scale · code, a scale for every 32 of a row.
 
-    Sums in one order: equal bits for a row in any batch, on any number of threads and any instruction set.
+    Sums in one order: equal bits for a row in any batch, on any number of threads and any instruction set (but for
+    subnormal bfloat16 results, which some sets take for zero).
     """
     return kernels_for(x_TK).quantized_linear(x_TK, matrix, bias_N, full_precision)
 
