@@ -17,6 +17,8 @@ from octavo.engine.core import StepOutputs
 from octavo.processes import Failed, Ready, Setup
 from octavo.request import Request
 
+UNANNOUNCED_WORK = 64.0  # a step of more is announced by `Began`
+
 
 class Add(Struct, frozen=True, tag=True):
     request: Request
@@ -27,12 +29,18 @@ class Abort(Struct, frozen=True, tag=True):
     index: int | None = None
 
 
+class Began(Struct, frozen=True, tag=True):
+    """A large step begins: it may take its time."""
+
+    work: float
+
+
 class Stepped(Struct, frozen=True, tag=True):
     step: StepOutputs
 
 
 ToCore = Setup | Add | Abort
-FromCore = Ready | Failed | Stepped
+FromCore = Ready | Failed | Began | Stepped
 
 
 class Channel:

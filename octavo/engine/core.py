@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable
 
 from msgspec import Struct, field
 
 from octavo.config import EngineConfig
 from octavo.execution.executor import Executor
 from octavo.metrics import EngineStats
+from octavo.plan import StepPlan
 from octavo.request import Output, Request
 from octavo.scheduling.scheduler import Scheduler
+
+_LONG_CONTEXT = 1024  # tokens; attending to so many costs about as much as everything else
 
 
 class StepOutputs(Struct, frozen=True, array_like=True):
@@ -23,13 +27,26 @@ class StepOutputs(Struct, frozen=True, array_like=True):
     outputs: list[Output]
     started: dict[str, float] = field(default_factory=dict)
     stats: EngineStats = field(default_factory=EngineStats)
+    work: float = 0.0  # of the step, as `work` counts it
+    seconds: float = 0.0  # that the step took
 
 
 class EngineCore:
-    """The scheduler and the executor of one model."""
+    """The scheduler and the executor of one model.
 
-    def __init__(self, config: EngineConfig, executor: Executor) -> None:
+    hash_seed makes the prefix cache's keys unguessable: random bytes unless given. clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        executor: Executor,
+        *,
+        hash_seed: bytes | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.executor = executor
+        self._clock = clock
         capacity = executor.capacity
         self.scheduler = Scheduler(
             config.scheduler,
@@ -38,7 +55,7 @@ class EngineCore:
             max_model_len=capacity.max_model_len,
             kept_blocks=capacity.kept_blocks,
             enable_prefix_caching=config.cache.enable_prefix_caching,
-            hash_seed=secrets.token_bytes(32),
+            hash_seed=hash_seed or secrets.token_bytes(32),
         )
 
     @property
@@ -52,13 +69,20 @@ class EngineCore:
     def abort(self, request_id: str, index: int | None = None) -> None:
         self.scheduler.abort(request_id, index)
 
+    def plan(self) -> StepPlan:
+        """What the next step computes; `run` must follow."""
+        return self.scheduler.schedule()
+
+    def run(self, plan: StepPlan) -> StepOutputs:
+        """Compute it and take in what came of it."""
+        began = self._clock()
+        started = dict.fromkeys(self.scheduler.started, began)
+        outputs = self.scheduler.update(self.executor.run(plan))
+        return StepOutputs(outputs, started, self.stats(plan.token_count), work(plan), self._clock() - began)
+
     def step(self) -> StepOutputs:
         """One turn of the loop."""
-        plan = self.scheduler.schedule()
-        now = time.monotonic()
-        started = dict.fromkeys(self.scheduler.started, now)
-        outputs = self.scheduler.update(self.executor.run(plan))
-        return StepOutputs(outputs, started, self.stats(plan.token_count))
+        return self.run(self.plan())
 
     def stats(self, step_tokens: int = 0) -> EngineStats:
         scheduler = self.scheduler
@@ -74,3 +98,8 @@ class EngineCore:
 
     def close(self) -> None:
         self.executor.close()
+
+
+def work(plan: StepPlan) -> float:
+    """How long a step takes, in a unit that only compares steps: its tokens, those of long contexts counting more."""
+    return sum(len(row.token_ids) * (1.0 + row.start / _LONG_CONTEXT) for row in plan.rows)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
 import msgspec
 
-from octavo.engine.channel import Abort, Add, Stepped, ToCore
-from octavo.engine.core import EngineCore, StepOutputs
+from octavo.engine.channel import UNANNOUNCED_WORK, Abort, Add, Began, FromCore, Stepped, ToCore
+from octavo.engine.core import EngineCore, StepOutputs, work
 from octavo.errors import InvalidRequest, OctavoError, Overloaded
 from octavo.execution.executor import make_executor
 from octavo.frames import FrameSocket
@@ -52,22 +53,26 @@ def run(core: EngineCore, link: FrameSocket[ToCore]) -> None:
     """Serve until the other side hangs up."""
     inbox: Inbox = SimpleQueue()
     threading.Thread(target=_listen, args=(link, inbox), daemon=True).start()
-    while True:
-        refused: list[Output] = []
-        news = False
-        for message in _arrived(inbox, wait=not core.has_work):
-            news = True
-            match message:
-                case None:
-                    return
-                case Add(request):
-                    refused += _add(core, request)
-                case Abort(request_id, index):
-                    core.abort(request_id, index)
-        if refused or (news and not core.has_work):
-            link.send(Stepped(StepOutputs(refused, stats=core.stats())))
-        if core.has_work:
-            link.send(Stepped(core.step()))
+    while (messages := _arrived(inbox, wait=not core.has_work)) is not None:
+        turn(core, messages, link.send)
+
+
+def turn(core: EngineCore, messages: list[ToCore], send: Callable[[FromCore], None]) -> None:
+    """One turn of the loop: take in what arrived, then compute a step if there is work. Every turn says something."""
+    refused: list[Output] = []
+    for message in messages:
+        match message:
+            case Add(request):
+                refused += _add(core, request)
+            case Abort(request_id, index):
+                core.abort(request_id, index)
+    if refused or not core.has_work:
+        send(Stepped(StepOutputs(refused, stats=core.stats())))
+    if core.has_work:
+        plan = core.plan()
+        if (large := work(plan)) > UNANNOUNCED_WORK:
+            send(Began(large))
+        send(Stepped(core.run(plan)))
 
 
 def _listen(link: FrameSocket[ToCore], inbox: Inbox) -> None:
@@ -81,22 +86,31 @@ def _listen(link: FrameSocket[ToCore], inbox: Inbox) -> None:
         inbox.put(None)
 
 
-def _arrived(inbox: Inbox, wait: bool) -> list[ToCore | None]:
-    messages = [inbox.get()] if wait else []
+def _arrived(inbox: Inbox, wait: bool) -> list[ToCore] | None:
+    """All that is there, waiting for the first if asked to; None once the API process is gone."""
+    messages: list[ToCore] = []
     try:
-        while True:
-            messages.append(inbox.get_nowait())
+        while (message := inbox.get(block=wait and not messages)) is not None:
+            messages.append(message)
     except Empty:
         return messages
+    return None
 
 
 def _add(core: EngineCore, request: Request) -> list[Output]:
+    """Nothing if the request was taken, else its end. Whatever goes wrong with it ends no other."""
+    fault: Fault
     try:
         core.add(request)
+        return []
     except (InvalidRequest, Overloaded) as error:
-        fault: Fault = "overloaded" if isinstance(error, Overloaded) else "invalid"
-        return [Output(request.request_id, finish_reason="error", error=error.message, fault=fault)]
-    return []
+        fault = "overloaded" if isinstance(error, Overloaded) else "invalid"
+        message = error.message
+    except Exception:
+        logger.exception("request %s could not be admitted", request.request_id)
+        core.abort(request.request_id)
+        fault, message = "failed", "the request could not be admitted; see the server's log"
+    return [Output(request.request_id, finish_reason="error", error=message, fault=fault)]
 
 
 if __name__ == "__main__":
