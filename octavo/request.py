@@ -123,6 +123,13 @@ class BeamSearchParams(Struct, frozen=True, kw_only=True, omit_defaults=True, fo
         _real("length_penalty", self.length_penalty, -10.0, 10.0)
 
 
+class Continuation(Struct, frozen=True, array_like=True):
+    """What one sequence of a request has said so far."""
+
+    index: int
+    token_ids: list[int]
+
+
 class Request(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A request as the core sees it: encoded, checked against the model, every choice resolved."""
 
@@ -138,6 +145,8 @@ class Request(Struct, frozen=True, kw_only=True, omit_defaults=True):
     adapter: str | None = None
     cache_salt: str | None = None  # tenants with different salts never share cached blocks
     beam: BeamSearchParams | None = None
+    #: None: a new request. Else one taken over from a core that is gone: its unfinished sequences, if any has begun.
+    resumes: list[Continuation] | None = None
 
     @property
     def end_token_ids(self) -> list[int]:

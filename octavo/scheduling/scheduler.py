@@ -12,7 +12,7 @@ from bisect import insort
 from octavo.config import SchedulerConfig
 from octavo.errors import ContextTooLong, Overloaded
 from octavo.plan import Row, RowResult, StepPlan, StepResult, fork_seed
-from octavo.request import Fault, FinishReason, Logprobs, Output, Request
+from octavo.request import Continuation, Fault, FinishReason, Logprobs, Output, Request
 from octavo.scheduling import beam
 from octavo.scheduling.blocks import BlockPool
 from octavo.scheduling.policy import POLICIES
@@ -66,23 +66,31 @@ class Scheduler:
         return 1.0 - self.pool.free / self.pool.count
 
     def add(self, request: Request) -> None:
-        """Queue a request. Raises ContextTooLong if it can never run, Overloaded if too many wait."""
+        """Queue a request. Raises ContextTooLong if it can never run, Overloaded if too many wait.
+
+        One that resumes was accepted before: it is queued however many wait, and goes on where it was.
+        """
         length = len(request.prompt_token_ids)
         if not 0 < length < self._capacity:
             raise ContextTooLong(
                 f"the prompt has {length} tokens; with at least one token of output 1 to {self._capacity - 1} fit",
                 param="prompt",
             )
-        self._check_queue(length)
-        group = Group(request, self._policy(request, self._arrivals), frozenset(request.end_token_ids))
+        if request.resumes is None:
+            self._check_queue(length)
+        group = Group(
+            request,
+            self._policy(request, self._arrivals),
+            frozenset(request.end_token_ids),
+            forked=bool(request.resumes),
+        )
         self._arrivals += 1
         self._groups[request.request_id] = group
         root = self.prefix_cache.root(request.adapter, request.cache_salt)
-        insort(
-            self.waiting,
-            self._sequence(group, index=0, seed=request.seed, tokens=list(request.prompt_token_ids), keys=[root]),
-            key=_order,
-        )
+        for known in request.resumes or [Continuation(0, [])]:
+            tokens = [*request.prompt_token_ids, *known.token_ids]
+            seed = fork_seed(request.seed, known.index)
+            insort(self.waiting, self._sequence(group, known.index, seed, tokens, [root]), key=_order)
         self._queued_tokens += length
         self._queued_requests += 1
 
@@ -221,7 +229,7 @@ class Scheduler:
             self._leave_queue(group)
             group.cached_tokens = sequence.computed
             self.started.append(group.request.request_id)
-            if self.prefix_cache.enabled:
+            if self.prefix_cache.enabled and not group.forked:
                 self.prefix_cache.queries += len(sequence.tokens)
                 self.prefix_cache.hits += sequence.computed
 
@@ -378,6 +386,8 @@ class Scheduler:
         group.live.remove(sequence)
         if not group.live:
             del self._groups[group.request.request_id]
+            if group.cached_tokens is None:
+                self._leave_queue(group)
 
     def _end_group(self, group: Group) -> None:
         if group.cached_tokens is None:

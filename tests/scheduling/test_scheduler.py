@@ -10,11 +10,12 @@ import pytest
 from fake_model import FakeModel, candidates, expected
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from octavo.config import SchedulerConfig
 from octavo.errors import ContextTooLong, InvalidRequest, Overloaded
 from octavo.plan import RowResult, StepResult, fork_seed
-from octavo.request import BeamSearchParams, Logprobs, Request, SamplingParams
+from octavo.request import BeamSearchParams, Continuation, Logprobs, Request, SamplingParams
 from octavo.scheduling.scheduler import Scheduler
 from octavo.scheduling.sequence import Hypothesis
 
@@ -397,3 +398,42 @@ def test_the_longest_beam_has_a_finite_score(penalty):
     assert math.isfinite(Hypothesis([1] * 2**24, -1e6, None).score(penalty))
     with pytest.raises(InvalidRequest):
         BeamSearchParams(beam_width=2, max_tokens=2, length_penalty=penalty * 2)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 4, 7])
+def test_another_scheduler_goes_on_where_the_first_one_ended(steps):
+    """With a cold cache and other neighbours, every sequence ends as if nothing had happened; one had ended before."""
+    request = make_request("r", range(9), n=3, max_tokens=8, params={"min_tokens": 2})
+    ends = expected([*range(9)], fork_seed(7, 1), 8, [])
+    request = structs.replace(request, eos_token_ids=[ends[3]])
+    whole = texts(run_to_end(*start(request)))
+    first, model = start(request)
+    said = [output for _ in range(steps) for output in step(first, model)[1]]
+    so_far, ended = texts(said), {output.index for output in said if output.finish_reason}
+    known = [Continuation(index, tokens) for (_, index), tokens in so_far.items() if index not in ended]
+    second, model = start(make_request("other", range(20)), structs.replace(request, resumes=known))
+    rest = texts(run_to_end(second, model))
+    assert {key: so_far.get(key, []) + rest.get(key, []) for key in whole} == whole
+    assert len(set(map(len, whole.values()))) > 1, "all ended at once: nothing was left out"
+
+
+def test_resumed_requests_were_accepted_before_and_count_once():
+    scheduler = make_scheduler(max_num_queued_reqs=1)
+    scheduler.add(make_request("new", [1, 2]))
+    for name, known in (("unheard", []), ("heard", [Continuation(0, [5])])):
+        scheduler.add(make_request(name, range(9), resumes=known))
+    with pytest.raises(Overloaded):
+        scheduler.add(make_request("newer", [1, 2]))
+    scheduler.abort("new")
+    scheduler.abort("unheard")
+    scheduler.abort("heard", 0)  # its only sequence, before it started
+    scheduler.add(make_request("newer", [1, 2]))
+    run_to_end(scheduler, FakeModel(64, BLOCK))
+    assert scheduler.prefix_cache.queries == 2
+
+
+def start(*requests: Request) -> tuple[Scheduler, FakeModel]:
+    scheduler = make_scheduler(max_num_batched_tokens=7)
+    for request in requests:
+        scheduler.add(request)
+    return scheduler, FakeModel(64, BLOCK)
