@@ -112,6 +112,11 @@ class ExecutionConfig:
         "uni: in the engine's process; mp: a worker process per device", "uni"
     )
     num_threads: int | None = _flag("CPU threads for computing; default: the cores this process may use")
+    hang_timeout: float = _flag(
+        "seconds without a finished step after which a server's engine process counts as hung and is replaced; "
+        "large steps and slow machines get more; 0: never",
+        10.0,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +183,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "max_model_len": (2, 2**31),  # a token of prompt and one of output
     "max_logprobs": (0, 2**31),
     "num_threads": (1, 4096),
+    "hang_timeout": (0.0, 86400.0),
     "port": (0, 65535),
 }
 

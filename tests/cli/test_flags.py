@@ -38,6 +38,7 @@ ENGINE_FLAGS = [
     "--device",
     "--distributed-executor-backend",
     "--num-threads",
+    "--hang-timeout",
 ]
 SERVER_FLAGS = [
     "--host",
