@@ -1,6 +1,7 @@
 """Counters, gauges and histograms, named once: the names, labels and buckets that vLLM's dashboards expect.
 
-Lives where requests enter and leave (`observe`, `accept`, `finish`); the core only reports plain `EngineStats`.
+Lives where requests enter and leave (`accept`, `begin`, `finish`, `observe`); the core only reports plain
+`EngineStats`.
 Label values come from fixed sets, so no client can grow the registry. `Throughput` is the same for people: a line for
 the log.
 """
@@ -77,7 +78,12 @@ class Metrics:
         self.preemptions = self._counter("num_preemptions", "Sequences preempted.")
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of started requests.")
         self.generation_tokens = self._counter("generation_tokens", "Tokens generated.")
-        self.accepted = self._counter("requests_accepted", "Requests that started.")
+        self.accepted = self._counter("requests_accepted", "Requests taken: completed + errored + cancelled + open.")
+        self.completed = self._counter("requests_completed", "Requests whose output is whole.")
+        self.errored = self._counter("requests_errored", "Requests that ended in an error.")
+        self.cancelled = self._counter("requests_cancelled", "Requests whose caller gave them up.")
+        self.resumed = self._counter("requests_resumed", "Times that a request went on in another core process.")
+        self.core_restarts = self._counter("core_restarts", "Core processes that replaced one that died or hung.")
         labels = ["model_name", "engine", "finished_reason"]
         self._success = Counter("vllm:request_success", "Finished requests.", labels, registry=self.registry)
         for reason in FINISHED_REASONS:
@@ -127,8 +133,18 @@ class Metrics:
         if stats.step_tokens:
             self.iteration_tokens.observe(stats.step_tokens)
 
-    def accept(self, prompt_tokens: int, max_tokens: int, n: int) -> None:
+    def restart(self) -> None:
+        """Another core takes over: its totals begin at 0."""
+        self.core_restarts.inc()
+        self._last = EngineStats()
+        self.observe(self._last)
+
+    def accept(self) -> None:
+        """A request was taken; exactly one `finish` follows."""
         self.accepted.inc()
+
+    def begin(self, prompt_tokens: int, max_tokens: int, n: int) -> None:
+        """The first tokens of a request were computed."""
         self.prompt_tokens.inc(prompt_tokens)
         self.prompt_length.observe(prompt_tokens)
         self.max_tokens.observe(max_tokens)
@@ -137,6 +153,7 @@ class Metrics:
     def finish(self, reason: FinishReason, times: RequestMetrics, output_tokens: int) -> None:
         """A request left; `times.finished_time` is set."""
         self._success.labels(**self._labels, finished_reason=reason).inc()
+        {"abort": self.cancelled, "error": self.errored}.get(reason, self.completed).inc()
         end = times.finished_time
         if reason in ("abort", "error") or end is None:
             return

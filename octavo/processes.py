@@ -1,16 +1,22 @@
 """Child processes of octavo: started over a socket pair, handed their setup, reporting ready or why not.
 
-A child inherits one end of the pair and ends when it closes, so none outlives its parent. Everything on the wire is
-data of `octavo.frames`; a child is a module run by the same interpreter, so no code travels.
+A child inherits one end of the pair and ends when it closes, in the middle of a step if need be, so none outlives its
+parent. Everything on the wire is data of `octavo.frames`; a child is a module run by the same interpreter, so no code
+travels.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import logging
+import os
+import select
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 
 from msgspec import Struct
 
@@ -19,7 +25,9 @@ from octavo.config import EngineConfig
 from octavo.errors import CheckpointError, ConfigError, EngineDead, OctavoError
 from octavo.plan import Capacity
 
+STACK_SIGNAL = signal.SIGUSR1  # a child writes its stack to stderr
 _CLOSE_SECONDS = 5.0
+_LEAVE_SECONDS = 1.0  # for a child to end by itself when its parent is gone
 LOG_FORMAT = "%(levelname)s %(message)s"
 
 
@@ -77,9 +85,23 @@ def end(process: subprocess.Popen[bytes]) -> int:
 
 
 def enter_child(descriptor: int) -> socket.socket:
-    """What every child does first: leave Ctrl-C to its parent, and take its end of the socket pair."""
+    """What every child does first: leave Ctrl-C to its parent, be ready to tell where it stands, take its end of the
+    socket pair, and watch it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.enable()
+    faulthandler.register(STACK_SIGNAL, all_threads=True)
+    os.set_inheritable(descriptor, False)  # a child of this child would keep the line open
+    threading.Thread(target=_leave_with_parent, args=(descriptor,), daemon=True).start()
     return socket.socket(fileno=descriptor)
+
+
+def _leave_with_parent(descriptor: int) -> None:
+    """The program's own loop sees the end of the line too, but not before a step is done, which may take long."""
+    hangup = select.poll()
+    hangup.register(descriptor, 0)  # hang-ups are always reported
+    hangup.poll()
+    time.sleep(_LEAVE_SECONDS)
+    os._exit(1)
 
 
 def configure_logging(level: str) -> None:

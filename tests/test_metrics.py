@@ -9,7 +9,7 @@ from octavo.metrics import EngineStats, Metrics, Throughput
 
 def test_dashboards_get_counts_and_no_times_of_creation() -> None:
     metrics = Metrics("m", longest=100)
-    metrics.accept(prompt_tokens=7, max_tokens=3, n=1)
+    metrics.begin(prompt_tokens=7, max_tokens=3, n=1)
     samples = [
         sample for family in text_string_to_metric_families(metrics.render().decode()) for sample in family.samples
     ]
@@ -22,10 +22,10 @@ def test_dashboards_get_counts_and_no_times_of_creation() -> None:
 
 def test_the_log_says_how_fast_it_went_since_the_last_line() -> None:
     metrics = Metrics("m", longest=100)
-    metrics.accept(prompt_tokens=1000, max_tokens=3, n=1)
+    metrics.begin(prompt_tokens=1000, max_tokens=3, n=1)
     throughput = Throughput(metrics, now=50.0)
     assert throughput.line(60.0) is None, "what happened before is not told"
-    metrics.accept(prompt_tokens=40, max_tokens=3, n=1)
+    metrics.begin(prompt_tokens=40, max_tokens=3, n=1)
     metrics.generation_tokens.inc(5)
     metrics.observe(
         EngineStats(running=2, waiting=1, kv_cache_usage=0.125, prefix_cache_queries=40, prefix_cache_hits=16)

@@ -1,27 +1,29 @@
 """AsyncLLMEngine: the asynchronous face. It lives in the API process; the core and its model live in another.
 
 One async generator per request. Text is made here, tokens there, so serving never waits for a kernel and a kernel
-never waits for a client.
+never waits for a client. When a core dies, the next one goes on with every request after the tokens it has sent.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 
 from octavo.checkpoint import Checkpoint, resolve
 from octavo.config import EngineConfig, replace
-from octavo.engine.channel import Abort, Add, Channel, FromCore, Stepped
+from octavo.engine.channel import Abort, Add
 from octavo.engine.chat_template import ChatTemplate
 from octavo.engine.core import StepOutputs
 from octavo.engine.input import InputProcessor, default_sampling
 from octavo.engine.output import OutputKind, OutputProcessor
-from octavo.engine.supervisor import CoreProcess
+from octavo.engine.roster import CRASH, FOREIGN_KILL, Roster
+from octavo.engine.supervisor import Core, CoreProcess, Death, Supervisor
 from octavo.engine.tokenizer import Tokenizer
-from octavo.errors import EngineDead, InvalidRequest, OctavoError
+from octavo.errors import EngineDead, InvalidRequest, OctavoError, RequestFailed
 from octavo.metrics import Metrics
-from octavo.processes import Failed, Ready
+from octavo.processes import Ready
 from octavo.request import BeamSearchParams, PromptType, RequestOutput, SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -32,23 +34,35 @@ _LONG_CONTEXT = 131072  # tokens; upper end of the metrics' buckets where a mode
 
 
 class AsyncLLMEngine:
-    """Made by `start`. Every method belongs to the event loop that started it."""
+    """Made by `start`. Every method belongs to the event loop that started it.
 
-    def __init__(self, config: EngineConfig, checkpoint: Checkpoint, tokenizer: Tokenizer, core: CoreProcess) -> None:
+    start_core: makes a core for the supervisor, and another after a crash. clock: seconds for metrics and arrivals.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        checkpoint: Checkpoint,
+        tokenizer: Tokenizer,
+        start_core: Callable[[], Core] = CoreProcess,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.config = config
         self.checkpoint = checkpoint
         self.tokenizer = tokenizer
         self.chat_template = ChatTemplate.for_model(config.model, tokenizer)
         self.default_sampling = default_sampling(config.model, checkpoint)
-        self.core = core
         self.metrics = Metrics(
             next(iter(config.model.served_model_name), checkpoint.name),
             longest=checkpoint.config.get("max_position_embeddings") or _LONG_CONTEXT,
         )
-        self._channel: Channel | None = None
-        self._reader: asyncio.Task[None] | None = None
+        self._clock = clock
+        self._supervisor = Supervisor(config, checkpoint, self, start_core)
+        self._roster = Roster()
+        self._outputs = OutputProcessor(tokenizer, self.metrics, clock)
         self._streams: dict[str, asyncio.Queue[RequestOutput | OctavoError]] = {}
         self._loaded: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
+        self._life: asyncio.Task[None] | None = None
         self._death: OctavoError | None = None
 
     @classmethod
@@ -57,17 +71,20 @@ class AsyncLLMEngine:
         if config.scheduler.max_num_queued_reqs is None:
             bounded = replace(config.scheduler, max_num_queued_reqs=_QUEUED_REQUESTS)
             config = replace(config, scheduler=bounded)
-        core = CoreProcess(config)  # it imports its libraries while we look for the model
+        core = CoreProcess()  # it imports its libraries while we look for the model
         try:
             checkpoint = await asyncio.to_thread(resolve, config.model)
             tokenizer = await asyncio.to_thread(Tokenizer.from_checkpoint, checkpoint, config.model.tokenizer)
-            engine = cls(config, checkpoint, tokenizer, core)
+            engine = cls(config, checkpoint, tokenizer)
         except BaseException:
             await core.end()
             raise
-        engine._channel = await core.open(checkpoint)
-        engine._reader = asyncio.create_task(engine._read(engine._channel))
+        engine.run(core)
         return engine
+
+    def run(self, core: Core) -> None:
+        """Begin to work with a core that was just started."""
+        self._life = asyncio.create_task(self._live(core))
 
     # ------------------------------------------------------------------ state
 
@@ -76,8 +93,18 @@ class AsyncLLMEngine:
         return self._loaded.done() and self._death is None
 
     @property
+    def moving(self) -> bool:
+        """Whether a core computes, or would; requests may be made while another is started, and wait."""
+        return self.ready and self._supervisor.moving
+
+    @property
     def dead(self) -> bool:
         return self._death is not None
+
+    @property
+    def waits(self) -> bool:
+        """Whether the core owes us something."""
+        return self._roster.aboard
 
     async def wait_ready(self) -> None:
         """Until the model is loaded. Raises the core's own error if it could not be."""
@@ -86,9 +113,9 @@ class AsyncLLMEngine:
         await asyncio.shield(self._loaded)
 
     async def wait_dead(self) -> OctavoError:
-        """Until the core is gone; why."""
-        assert self._reader is not None
-        await asyncio.wait([self._reader])
+        """Until there is no core any more; why."""
+        assert self._life is not None
+        await asyncio.wait([self._life])
         return self._death or EngineDead("the engine was shut down")
 
     @property
@@ -122,7 +149,8 @@ class AsyncLLMEngine:
             if self._death is not None:  # while we encoded
                 raise self._death
             self._outputs.add(request, text, output_kind)
-            self._send(Add(request))
+            self._roster.add(request_id, silent=request.beam is not None)
+            self._board(newcomer=request_id)
             finished = False
             while not finished:
                 news = await stream.get()
@@ -132,8 +160,7 @@ class AsyncLLMEngine:
                 yield news
         finally:
             del self._streams[request_id]
-            if request_id in self._outputs:
-                await self.abort(request_id)
+            await self.abort(request_id)
 
     async def encode(self, prompt: PromptType, *, add_special_tokens: bool = True) -> tuple[str | None, list[int]]:
         """The prompt's text, if it has one, and its token ids; long texts are encoded off the event loop.
@@ -148,7 +175,8 @@ class AsyncLLMEngine:
     async def abort(self, request_id: str) -> None:
         """Forget a request, wherever it is."""
         self._outputs.drop(request_id)
-        self._send(Abort(request_id))
+        self._leave(request_id)
+        self._board()
 
     async def shutdown(self, drain_seconds: float = 0.0) -> None:
         """Wait up to drain_seconds for requests in flight, then end the core."""
@@ -156,51 +184,74 @@ class AsyncLLMEngine:
         while self._streams and not self.dead and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.02)
         self._die(EngineDead("the engine is shutting down"))
-        if self._channel is not None:
-            self._channel.close()
-        await self.core.end()
-        if self._reader is not None:
-            await asyncio.wait([self._reader])
+        if self._life is not None:
+            self._life.cancel()
+            await asyncio.wait([self._life])
 
-    # ------------------------------------------------------------------ the core's side
+    # ------------------------------------------------------------------ to the core
 
-    def _send(self, message: Add | Abort) -> None:
-        assert self._channel is not None
-        self._channel.send(message)
+    def _board(self, newcomer: str | None = None) -> None:
+        """Send the core whatever it may have now."""
+        if not self._supervisor.up:
+            return
+        for request_id, again in self._roster.board():
+            state = self._outputs[request_id]
+            self._supervisor.send(Add(state.request if request_id == newcomer else state.resumed()))
+            self.metrics.resumed.inc(again)
 
-    async def _read(self, channel: Channel) -> None:
-        """Take what the core says until it is gone."""
+    def _leave(self, request_id: str, index: int | None = None) -> None:
+        """The core need not go on with a request, or with one of its sequences."""
+        aboard = self._roster.is_aboard(request_id)
+        if index is None:
+            self._roster.end(request_id)
+        if aboard and self._supervisor.up:
+            self._supervisor.send(Abort(request_id, index))
+
+    # ------------------------------------------------------------------ from the core
+
+    async def _live(self, core: Core) -> None:
         try:
-            while True:
-                self._hear(await channel.receive())
-        except EOFError:
-            code = await self.core.end()
-            self._die(EngineDead(f"the engine process ended unexpectedly (exit code {code})"))
+            self._die(await self._supervisor.run(core))
         except Exception:  # a fault of ours: nobody may be left waiting for outputs that nobody reads
             logger.exception("the engine's outputs could not be handled")
             self._die(EngineDead("the engine's outputs could not be handled; see the log"))
 
-    def _hear(self, message: FromCore) -> None:
-        match message:
-            case Ready(capacity) if self._death is None:
-                self._inputs = InputProcessor(self.config.model, self.tokenizer, capacity)
-                self._outputs = OutputProcessor(self.tokenizer, self.metrics)
-                self._loaded.set_result(message)
-            case Failed():
-                self._die(message.exception())
-            case Stepped(step):
-                self._deliver(step)
+    def welcome(self, ready: Ready) -> None:
+        """A core is loaded and empty: the first one, or one that takes over."""
+        if self._death is not None:
+            return
+        self._inputs = InputProcessor(self.config.model, self.tokenizer, ready.capacity, self._clock)
+        if not self._loaded.done():
+            self._loaded.set_result(ready)
+        self._board()
 
-    def _deliver(self, step: StepOutputs) -> None:
-        reports, failures, aborts = self._outputs.take(step)
-        for report in reports:
+    def mourn(self, death: Death) -> None:
+        """All its requests go on in the next core, but for one that has killed too often."""
+        self.metrics.restart()
+        guilty = self._roster.bury(FOREIGN_KILL if death.foreign_kill else CRASH)
+        if guilty is not None:
+            self._roster.end(guilty)
+            self._fail(guilty, RequestFailed("the engine process crashed each time that it computed this request"))
+
+    def hear(self, step: StepOutputs) -> None:
+        news = self._outputs.take(step)
+        self._roster.advance(output.request_id for output in step.outputs)
+        for request_id, index in news.aborts:
+            self._leave(request_id, index)
+        for report in news.reports:
+            if report.finished:
+                self._roster.end(report.request_id)
             if (stream := self._streams.get(report.request_id)) is not None:
                 stream.put_nowait(report)
-        for request_id, error in failures.items():
-            if (stream := self._streams.get(request_id)) is not None:
-                stream.put_nowait(error)
-        for request_id, index in aborts:
-            self._send(Abort(request_id, index))
+        for request_id, error in news.failures.items():
+            self._roster.end(request_id)
+            self._fail(request_id, error)
+        self._board()
+
+    def _fail(self, request_id: str, error: OctavoError) -> None:
+        self._outputs.drop(request_id, "error")
+        if (stream := self._streams.get(request_id)) is not None:
+            stream.put_nowait(error)
 
     def _die(self, reason: OctavoError) -> None:
         """The first reason counts: everyone who waits hears it."""
@@ -210,5 +261,6 @@ class AsyncLLMEngine:
         if not self._loaded.done():
             self._loaded.set_exception(reason)
             self._loaded.exception()  # heard: nobody may be waiting
-        for stream in self._streams.values():
+        for request_id, stream in self._streams.items():
+            self._outputs.drop(request_id, "error")
             stream.put_nowait(reason)

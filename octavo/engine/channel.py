@@ -65,6 +65,8 @@ class Channel:
             return self._decoder.decode(await self._reader.readexactly(frames.body_length(header)))
         except (asyncio.IncompleteReadError, ConnectionError):
             raise EOFError("the core closed the connection") from None
+        except msgspec.MsgspecError as error:
+            raise EOFError(f"the core sent what is no message: {error}") from None
 
     def close(self) -> None:
         self._writer.close()

@@ -6,7 +6,7 @@ Whatever a caller can get wrong is found here, before anything is queued.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -39,8 +39,15 @@ def default_sampling(config: ModelConfig, checkpoint: Checkpoint) -> dict[str, A
 class InputProcessor:
     """Makes requests for one model."""
 
-    def __init__(self, config: ModelConfig, tokenizer: Tokenizer, capacity: Capacity) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        capacity: Capacity,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._config = config
+        self._clock = clock
         self._tokenizer = tokenizer
         self._capacity = capacity
         self._unseeded = 0
@@ -87,7 +94,7 @@ class InputProcessor:
             seed=self._seed(params),
             eos_token_ids=[token for token in self._tokenizer.eos_token_ids if token < self._capacity.vocab_size],
             bad_words=self._bad_words(params),
-            arrival=time.monotonic(),
+            arrival=self._clock(),
             priority=priority,
             cache_salt=cache_salt,
             beam=beam,

@@ -58,10 +58,10 @@ class LLMEngine:
         """One step of the engine: outputs of the requests that got further, failed ones with reason "error"."""
         if not self._core.has_work:
             return []
-        reports, failures, aborts = self._outputs.take(self._core.step())
-        for request_id, index in aborts:
+        news = self._outputs.take(self._core.step())
+        for request_id, index in news.aborts:
             self._core.abort(request_id, index)
-        return reports + [_failed(request_id, error) for request_id, error in failures.items()]
+        return news.reports + [_failed(request_id, error) for request_id, error in news.failures.items()]
 
     def abort_request(self, request_id: str | list[str]) -> None:
         """Forget requests, wherever they are. Unknown ids are ignored."""

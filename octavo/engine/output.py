@@ -6,9 +6,13 @@ says which sequences should be aborted, the face does it.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
+
+from msgspec import structs
 
 from octavo.engine.core import StepOutputs
 from octavo.engine.detokenizer import Detokenizer
@@ -17,6 +21,7 @@ from octavo.errors import InvalidRequest, OctavoError, Overloaded, RequestFailed
 from octavo.metrics import Metrics
 from octavo.request import (
     CompletionOutput,
+    Continuation,
     Fault,
     FinishReason,
     Logprob,
@@ -26,6 +31,8 @@ from octavo.request import (
     RequestMetrics,
     RequestOutput,
 )
+
+logger = logging.getLogger(__name__)
 
 OutputKind = Literal["delta", "cumulative", "final"]
 _ERRORS: dict[Fault, type[OctavoError]] = {
@@ -68,12 +75,25 @@ class RequestState:
         reasons = [sequence.total.finish_reason for sequence in self._sequences if sequence]
         return "stop" if "stop" in reasons else (reasons[0] or "abort") if reasons else "abort"
 
+    def resumed(self) -> Request:
+        """The request as another core goes on with it: without what has been delivered."""
+        said = [
+            Continuation(sequence.total.index, list(sequence.total.token_ids))
+            for sequence in self._sequences
+            if sequence and not sequence.total.finished
+        ]
+        params = self.request.params
+        if said and params.prompt_logprobs is not None:
+            params = structs.replace(params, prompt_logprobs=None)
+        return structs.replace(self.request, params=params, resumes=said)
+
     def take(self, output: Output) -> tuple[CompletionOutput | None, bool]:
         """The new part of one sequence, and whether the core should stop computing it (a stop string came up)."""
         if output.prompt_logprobs is not None:
             positions = [self._named(entry) for entry in output.prompt_logprobs]
             self._prompt_logprobs = [None, *positions]
-        self._cached_tokens = output.cached_tokens
+        if self.times.first_token_time is None:  # after a crash, another core has found another number
+            self._cached_tokens = output.cached_tokens
         sequence = self._sequences[output.index]
         if sequence is None:
             sequence = self._sequences[output.index] = SequenceState(output.index, self.request, self._tokenizer)
@@ -184,12 +204,22 @@ class SequenceState:
         return text
 
 
-class OutputProcessor:
-    """Every request in flight of one face, and their metrics."""
+@dataclass(slots=True)
+class News:
+    """What a step brought for callers, and what the core should stop computing."""
 
-    def __init__(self, tokenizer: Tokenizer, metrics: Metrics) -> None:
+    reports: list[RequestOutput] = field(default_factory=list)
+    failures: dict[str, OctavoError] = field(default_factory=dict)
+    aborts: list[tuple[str, int | None]] = field(default_factory=list)  # requests, or sequences of requests
+
+
+class OutputProcessor:
+    """Every request in flight of one face, in order of arrival, and their metrics."""
+
+    def __init__(self, tokenizer: Tokenizer, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
         self._tokenizer = tokenizer
         self._metrics = metrics
+        self._clock = clock
         self._states: dict[str, RequestState] = {}
 
     @property
@@ -199,43 +229,51 @@ class OutputProcessor:
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._states
 
+    def __getitem__(self, request_id: str) -> RequestState:
+        return self._states[request_id]
+
     def add(self, request: Request, prompt: str | None, kind: OutputKind) -> None:
         self._states[request.request_id] = RequestState(request, prompt, kind, self._tokenizer)
+        self._metrics.accept()
 
     def drop(self, request_id: str, reason: FinishReason = "abort") -> None:
         """The caller gave the request up, or it failed."""
         state = self._states.pop(request_id, None)
         if state is not None:
-            state.times.finished_time = time.monotonic()
+            state.times.finished_time = self._clock()
             self._metrics.finish(reason, state.times, state.output_tokens)
 
-    def take(self, step: StepOutputs) -> tuple[list[RequestOutput], dict[str, OctavoError], list[tuple[str, int]]]:
-        """What a step brought for callers: outputs, requests that failed, and sequences the core should abort."""
-        now = time.monotonic()
+    def take(self, step: StepOutputs) -> News:
+        """What goes wrong while one request's outputs are made ends that request only."""
+        now = self._clock()
+        news = News()
         self._metrics.observe(step.stats)
         for request_id, moment in step.started.items():
-            if (state := self._states.get(request_id)) is not None:
-                state.times.first_scheduled_time = moment
-                self._metrics.accept(len(state.request.prompt_token_ids), state.request.max_tokens, state.width)
-        reports: list[RequestOutput] = []
-        failures: dict[str, OctavoError] = {}
-        aborts: list[tuple[str, int]] = []
+            self._start(request_id, moment)
         grouped: dict[str, list[Output]] = {}
         for output in step.outputs:
             if output.error is not None:
-                failures[output.request_id] = _ERRORS[output.fault](output.error)
+                news.failures[output.request_id] = _ERRORS[output.fault](output.error)
                 self.drop(output.request_id, "error")
             elif output.request_id in self._states:
                 grouped.setdefault(output.request_id, []).append(output)
         for request_id, outputs in grouped.items():
-            report = self._advance(self._states[request_id], outputs, now, aborts)
-            if report is not None:
-                reports.append(report)
-        return reports, failures, aborts
+            try:
+                self._advance(self._states[request_id], outputs, now, news)
+            except Exception:
+                logger.exception("the output of request %s could not be made", request_id)
+                news.failures[request_id] = RequestFailed("the output could not be made; see the server's log")
+                news.aborts.append((request_id, None))
+                self.drop(request_id, "error")
+        return news
 
-    def _advance(
-        self, state: RequestState, outputs: Sequence[Output], now: float, aborts: list[tuple[str, int]]
-    ) -> RequestOutput | None:
+    def _start(self, request_id: str, moment: float) -> None:
+        state = self._states.get(request_id)
+        if state is not None and state.times.first_scheduled_time is None:  # a resumed request starts once
+            state.times.first_scheduled_time = moment
+            self._metrics.begin(len(state.request.prompt_token_ids), state.request.max_tokens, state.width)
+
+    def _advance(self, state: RequestState, outputs: Sequence[Output], now: float, news: News) -> None:
         first = state.times.first_token_time is None
         parts: list[CompletionOutput] = []
         for output in outputs:
@@ -244,15 +282,17 @@ class OutputProcessor:
                 parts.append(part)
                 self._metrics.generation_tokens.inc(len(part.token_ids))
             if stop:
-                aborts.append((output.request_id, output.index))
+                news.aborts.append((output.request_id, output.index))
         if first:
             state.times.first_token_time = now
             self._metrics.ttft.observe(now - state.times.arrival_time)
         elif parts:
             self._metrics.itl.observe(now - state.last_token_time)
         state.last_token_time = now
+        report = state.report(parts, first) if parts else None
+        if report is not None:
+            news.reports.append(report)
         if state.finished:
             state.times.finished_time = now
             self._metrics.finish(state.finish_reason, state.times, state.output_tokens)
             del self._states[state.request.request_id]
-        return state.report(parts, first) if parts else None

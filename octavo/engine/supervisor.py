@@ -1,29 +1,257 @@
-"""Starts the core process, hands it its setup, and ends it. One core per engine."""
+"""Keeps one core process running: starts it, hears it, notices when it dies or hangs, starts the next.
+
+A death is known at once, because the channel ends with the process. A hang is silence while there is work, measured
+against the steps before. What becomes of requests is the client's business. All time here is the event loop's.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import signal
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
 
 from octavo.checkpoint import Checkpoint
-from octavo.config import EngineConfig
-from octavo.engine.channel import Channel
-from octavo.processes import end, setup, start
+from octavo.config import EngineConfig, replace
+from octavo.engine.channel import UNANNOUNCED_WORK, Abort, Add, Began, Channel, FromCore, Stepped
+from octavo.engine.core import StepOutputs
+from octavo.errors import EngineDead, OctavoError
+from octavo.processes import STACK_SIGNAL, Failed, Ready, end, setup, start
+
+logger = logging.getLogger(__name__)
+
+_MARGIN = 10.0  # a step may take this many times as long as those before it
+_UNKNOWN_PACE = 0.05  # seconds per unit of work, before a step was seen
+_RECENT_STEPS = 64
+_TICKS = 40  # looks at a silent core before its patience is over
+_STACK_SECONDS = 0.5  # for a hung core to write its stack
+_MOST_FAILURES = 8  # cores in a row that never got ready
+_BACKOFF_SECONDS = 0.5  # before a core that follows one which never finished a step; doubles
+_LONGEST_BACKOFF = 10.0
+
+
+class Line(Protocol):
+    """Our end of the line to a core."""
+
+    def send(self, message: Add | Abort) -> None: ...
+
+    async def receive(self) -> FromCore:
+        """Raises EOFError when the core is gone."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Core(Protocol):
+    """A core that was started, wherever it runs."""
+
+    async def open(self, config: EngineConfig, checkpoint: Checkpoint) -> Line: ...
+
+    async def write_stack(self) -> None:
+        """Say in the log where it stands."""
+        ...
+
+    def kill(self) -> None: ...
+
+    async def end(self) -> int:
+        """After its line was closed: wait for it, kill it if it does not go. Its exit code."""
+        ...
 
 
 class CoreProcess:
-    """A core that was started; its channel carries everything else."""
+    """A process of this machine. It imports its libraries while we look for the model."""
 
-    def __init__(self, config: EngineConfig) -> None:
-        self._config = config
+    def __init__(self) -> None:
         self._process, self._connection = start("octavo.engine.core_process")
 
-    async def open(self, checkpoint: Checkpoint) -> Channel:
-        """Hand over the checkpoint; the core answers `Ready` or `Failed` once it is loaded."""
+    async def open(self, config: EngineConfig, checkpoint: Checkpoint) -> Channel:
         channel = await Channel.open(self._connection)
-        channel.send(setup(self._config, checkpoint))
+        channel.send(setup(config, checkpoint))
         return channel
 
+    async def write_stack(self) -> None:
+        with suppress(ProcessLookupError):
+            self._process.send_signal(STACK_SIGNAL)
+        await asyncio.sleep(_STACK_SECONDS)
+
+    def kill(self) -> None:
+        self._process.kill()
+
     async def end(self) -> int:
-        """After the channel was closed: wait for the process, kill it if it hangs. Returns its exit code."""
         self._connection.close()
         return await asyncio.to_thread(end, self._process)
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How a core ended."""
+
+    reason: OctavoError
+    loaded: bool = False  # it had been ready
+    worked: bool = False  # it had finished a step
+    foreign_kill: bool = False  # by a SIGKILL that was not ours
+
+
+class Client(Protocol):
+    """Whose core it is."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether the core owes it something."""
+        ...
+
+    def welcome(self, ready: Ready) -> None:
+        """A core is loaded and empty."""
+        ...
+
+    def hear(self, step: StepOutputs) -> None: ...
+
+    def mourn(self, death: Death) -> None:
+        """A core that was loaded is gone; another follows."""
+        ...
+
+
+class Pace:
+    """How long a step may take. floor: seconds granted to any; 0: no step ever takes too long."""
+
+    def __init__(self, floor: float) -> None:
+        self._floor = floor
+        self._recent: deque[tuple[float, float]] = deque(maxlen=_RECENT_STEPS)
+
+    def note(self, work: float, seconds: float) -> None:
+        if work:
+            self._recent.append((seconds, seconds / work))
+
+    def patience(self, work: float = 0.0) -> float:
+        """Seconds for the next step. work: of one that was announced."""
+        if not self._recent:
+            return max(self._floor, _MARGIN * _UNKNOWN_PACE * max(work, UNANNOUNCED_WORK))
+        slowest = max(seconds for seconds, _ in self._recent)
+        pace = max(pace for _, pace in self._recent)
+        return max(self._floor, _MARGIN * slowest, _MARGIN * pace * work)
+
+
+class Supervisor:
+    """One core after another, all with the same configuration and checkpoint."""
+
+    def __init__(
+        self, config: EngineConfig, checkpoint: Checkpoint, client: Client, start_core: Callable[[], Core]
+    ) -> None:
+        self._config = config
+        self._checkpoint = checkpoint
+        self._client = client
+        self._start_core = start_core
+        self._line: Line | None = None
+        self._pace = Pace(config.execution.hang_timeout)
+        self._loaded = self._worked = self._hung = False  # the present core
+        self._silence = 0.0  # seconds that a busy core has said nothing
+        self._patience = 0.0
+
+    @property
+    def up(self) -> bool:
+        """Whether a core takes messages."""
+        return self._loaded
+
+    @property
+    def moving(self) -> bool:
+        """Whether the core is there and not late."""
+        return self._loaded and self._silence <= self._patience / 2
+
+    def send(self, message: Add | Abort) -> None:
+        assert self._line is not None
+        self._line.send(message)
+
+    async def run(self, core: Core) -> OctavoError:
+        """Until no core can be started any more; why. The first one must load, later ones may take several attempts."""
+        death = await self._live(core)
+        if not death.loaded:
+            return death.reason
+        unloaded = fruitless = 0  # deaths in a row
+        while unloaded < _MOST_FAILURES:
+            logger.error("%s; starting another", death.reason.message)
+            if death.loaded:
+                self._client.mourn(death)
+            if fruitless:
+                await asyncio.sleep(min(_BACKOFF_SECONDS * 2 ** (fruitless - 1), _LONGEST_BACKOFF))
+            death = await self._restart()
+            unloaded = 0 if death.loaded else unloaded + 1
+            fruitless = 0 if death.worked else fruitless + 1
+        return death.reason
+
+    async def _restart(self) -> Death:
+        try:
+            core = self._start_core()
+        except OSError as error:  # no memory, no file descriptor
+            return Death(EngineDead(f"the engine process cannot be started: {error}"))
+        return await self._live(core)
+
+    async def _live(self, core: Core) -> Death:
+        """From a core's start to its end."""
+        self._loaded = self._worked = self._hung = False
+        failed: OctavoError | None = None
+        try:
+            failed = await self._listen(core)
+        finally:
+            loaded, self._loaded, self._line = self._loaded, False, None
+            code = await core.end()
+        if self._hung:
+            return Death(EngineDead("the engine process hung and was killed"), loaded, self._worked)
+        reason = failed or EngineDead(f"the engine process ended unexpectedly (exit code {code})")
+        return Death(reason, loaded, self._worked, foreign_kill=code == -signal.SIGKILL)
+
+    async def _listen(self, core: Core) -> OctavoError | None:
+        """Until the line ends, or the core says why it cannot start."""
+        line = self._line = await core.open(self._config, self._checkpoint)
+        watch = asyncio.create_task(self._watch(core))
+        try:
+            while (failed := self._take(await line.receive())) is None:
+                pass
+            return failed
+        except EOFError:
+            return None
+        finally:
+            watch.cancel()
+            line.close()
+
+    def _take(self, message: FromCore) -> OctavoError | None:
+        """Pass on what the core said; the reason if it is that it cannot start."""
+        self._silence = 0.0
+        match message:
+            case Ready(capacity):
+                # Whatever memory a later core finds: requests were promised room in a context of this length.
+                model = replace(self._config.model, max_model_len=capacity.max_model_len)
+                self._config = replace(self._config, model=model)
+                self._loaded = True
+                self._patience = self._pace.patience()
+                self._client.welcome(message)
+            case Failed():
+                return message.exception()
+            case Began(work):
+                self._patience = self._pace.patience(work)
+            case Stepped(step):
+                self._worked = self._worked or step.work > 0
+                self._pace.note(step.work, step.seconds)
+                self._patience = self._pace.patience()
+                self._client.hear(step)
+        return None
+
+    async def _watch(self, core: Core) -> None:
+        """Kill the core when it is silent for too long.
+
+        Silence is counted in looks, not read from a clock: when this process itself was stopped, time passed for it
+        that the core did not have.
+        """
+        tick = self._config.execution.hang_timeout / _TICKS
+        while tick:
+            await asyncio.sleep(tick)
+            self._silence = self._silence + tick if self._loaded and self._client.waits else 0.0
+            if self._loaded and self._silence > self._patience:
+                logger.error("the engine process has not finished a step for %.0f s; killing it", self._silence)
+                self._hung = True
+                await core.write_stack()
+                core.kill()
+                return
