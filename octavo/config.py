@@ -157,6 +157,14 @@ class ServerConfig:
     ssl_keyfile: str | None = _flag("private key of the TLS certificate")
     ssl_certfile: str | None = _flag("TLS certificate chain")
     api_key: tuple[str, ...] = _flag("key or keys clients must send as `Authorization: Bearer KEY`", ())
+    api_key_file: str | None = _flag(
+        "file of hashed keys with roles and limits, made by `octavo keys new`; read again when it changes"
+    )
+    admin_port: int | None = _flag("port that answers /metrics instead of --port")
+    admin_host: str = _flag("address of the admin port", "127.0.0.1")
+    request_timeout: float | None = _flag("most seconds a request may take; default: as many as it needs")
+    queue_timeout: float = _flag("most seconds from a request's arrival to its first token", 600.0)
+    shutdown_timeout: float = _flag("seconds that requests in flight have to finish after SIGTERM", 30.0)
     root_path: str = _flag("path prefix that a proxy in front strips", "")
     allowed_origins: tuple[str, ...] = _flag("web origins that may call the server from a browser", ())
     log_level: Literal["debug", "info", "warning", "error"] = _flag("how much the server logs", "info")
@@ -185,6 +193,10 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "num_threads": (1, 4096),
     "hang_timeout": (0.0, 86400.0),
     "port": (0, 65535),
+    "admin_port": (0, 65535),
+    "request_timeout": (0.001, 86400.0),
+    "queue_timeout": (0.001, 86400.0),
+    "shutdown_timeout": (0.0, 86400.0),
 }
 
 

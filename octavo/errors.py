@@ -6,9 +6,12 @@
     │   ├── RequestTooLarge      413      code request_too_large
     │   ├── UnsupportedMedia     415      code unsupported_content_type
     │   ├── Unauthorized         401      code invalid_api_key
+    │   ├── Forbidden            403      code permission_denied
     │   └── NotFound             404      unknown URL
     │       └── ModelNotFound    404      code model_not_found
     ├── Overloaded               503  overloaded_error        queue full: try again after `retry_after` seconds
+    ├── RateLimited              429  rate_limit_error        one key's share is used up: as above
+    ├── RequestTimeout           408  timeout_error           the request's time is over
     ├── RequestFailed            500  server_error            one request failed inside; the others go on
     ├── EngineDead               503  server_error            the engine process is gone
     ├── ConfigError              -    a flag or argument that cannot work
@@ -29,6 +32,7 @@ class OctavoError(Exception):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     code: str | None = None
+    retry_after: int | None = None  # seconds after which the same request may succeed
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -62,6 +66,11 @@ class Unauthorized(InvalidRequest):
     code = "invalid_api_key"
 
 
+class Forbidden(InvalidRequest):
+    status = 403
+    code = "permission_denied"
+
+
 class NotFound(InvalidRequest):
     status = 404
 
@@ -73,7 +82,23 @@ class ModelNotFound(NotFound):
 class Overloaded(OctavoError):
     status = 503
     type = "overloaded_error"
-    retry_after: ClassVar[int] = 1
+    retry_after = 1
+
+
+class RateLimited(OctavoError):
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class RequestTimeout(OctavoError):
+    status = 408
+    type = "timeout_error"
+    code = "request_timeout"
 
 
 class RequestFailed(OctavoError):

@@ -7,6 +7,7 @@ engine may come later (`app.state.desk.engine = engine`); until it is ready, /li
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -20,6 +21,7 @@ from octavo.api.auth import BearerAuth
 from octavo.api.desk import Desk
 from octavo.api.exchange import Endpoint, Handler, RequestLog
 from octavo.api.generate import generate
+from octavo.api.keys import Keyring
 from octavo.api.limits import Limits
 from octavo.api.openai.chat import chat_completions
 from octavo.api.openai.completions import completions
@@ -31,13 +33,11 @@ from octavo.config import ServerConfig
 from octavo.errors import InvalidRequest, NotFound
 from octavo.face import Engine
 
+_PROBES: dict[str, Handler] = {"/live": live, "/ready": ready, "/health": ready}
+_ADMIN: dict[str, Handler] = {"/metrics": metrics}
 _GET: dict[str, Handler] = {
     "/": root,
-    "/live": live,
-    "/ready": ready,
-    "/health": ready,
     "/version": version,
-    "/metrics": metrics,
     "/v1/models": list_models,
     "/v1/models/{model:path}": retrieve_model,
 }
@@ -55,8 +55,22 @@ class MethodNotAllowed(InvalidRequest):
 
 
 def build_app(engine: Engine | None, config: ServerConfig, limits: Limits | None = None) -> Starlette:
-    desk = Desk(limits or Limits(), engine, created=int(time.time()))
-    middleware = [Middleware(RequestLog)]
+    """The app; `state.admin` of it is the app of the admin port, if there is one. Raises ConfigError."""
+    desk = Desk(limits or Limits.of(config), engine, created=int(time.time()))
+    keys = Keyring.of(config)
+    if config.admin_port is None:
+        app = _app(desk, config, keys, _PROBES | _ADMIN | _GET, _POST)
+        app.state.admin = None
+    else:
+        app = _app(desk, config, keys, _PROBES | _GET, _POST)
+        app.state.admin = _app(desk, config, keys, _PROBES | _ADMIN, {})
+    return app
+
+
+def _app(
+    desk: Desk, config: ServerConfig, keys: Keyring | None, get: Mapping[str, Handler], post: Mapping[str, Handler]
+) -> Starlette:
+    middleware = [Middleware(RequestLog, traffic=desk.traffic)]
     if config.allowed_origins:
         middleware.append(
             Middleware(
@@ -67,12 +81,15 @@ def build_app(engine: Engine | None, config: ServerConfig, limits: Limits | None
                 expose_headers=("x-request-id",),
             )
         )
-    if config.api_key:
-        middleware.append(Middleware(BearerAuth, keys=config.api_key, root_path=config.root_path))
-    routes = [Route(path, Endpoint(handler, desk), methods=["GET"], name=path) for path, handler in _GET.items()]
+    if keys is not None:
+        middleware.append(Middleware(BearerAuth, keys=keys, root_path=config.root_path))
+    routes = [
+        Route(path, Endpoint(path, handler, desk, for_admins=path in _ADMIN), methods=["GET"], name=path)
+        for path, handler in get.items()
+    ]
     routes += [
-        Route(path, Endpoint(handler, desk, takes_body=True), methods=["POST"], name=path)
-        for path, handler in _POST.items()
+        Route(path, Endpoint(path, handler, desk, takes_body=True), methods=["POST"], name=path)
+        for path, handler in post.items()
     ]
     app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _routing_error})
     app.router.redirect_slashes = False

@@ -1,8 +1,8 @@
 """One client connection: uvicorn's HTTP/1.1 protocol with the deadlines and limits that uvicorn lacks.
 
 A request's line and headers are bounded in size, number and time, its body in time (its size is `exchange`'s business),
-and what is refused here is answered in the same JSON as everywhere. An offer to upgrade to HTTP/2, which Java's client
-makes with every request, is declined by answering in HTTP/1.1.
+and what is refused here is answered in the same JSON as everywhere. A client that does not read its answer is cut off.
+An offer to upgrade to HTTP/2, which Java's client makes with every request, is declined by answering in HTTP/1.1.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from octavo.api.limits import Limits
 from octavo.api.wire import error_body
-from octavo.errors import InvalidRequest
+from octavo.errors import InvalidRequest, Overloaded
 
 logger = logging.getLogger("octavo.api")
 
@@ -39,6 +39,7 @@ class Connection(HttpToolsProtocol):
         self._discarded = 0
         self._replaying = False
         self._refusal: tuple[int, str] | None = None
+        self._unread: asyncio.TimerHandle | None = None  # what we sent, since the buffer was full
 
     # ------------------------------------------------------------------ transport
 
@@ -49,7 +50,27 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._expect_nothing()
+        self._stop_waiting_for_reader()
+        self.pipeline.clear()  # nobody is there to read the answers
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stop_waiting_for_reader()
+        self._unread = self.loop.call_later(self._limits.unread_seconds, self._cut_off)
+
+    def resume_writing(self) -> None:
+        self._stop_waiting_for_reader()
+        super().resume_writing()
+
+    def _stop_waiting_for_reader(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
+    def _cut_off(self) -> None:
+        logger.info("a client that read nothing for %g s was cut off", self._limits.unread_seconds)
+        self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -110,6 +131,8 @@ class Connection(HttpToolsProtocol):
             raise self._stop(405, "This is not a proxy.")
         if self.parser.should_upgrade() and self._get_upgrade() != b"h2c":
             raise self._stop(400, "This server has nothing to upgrade to.")
+        if len(self.connections) > self._limits.connections:
+            raise self._stop(503, "The server has too many connections; try again later.")
         self._phase = "body"
         self._discarded = 0
         self._expect_by(self._limits.body_seconds)
@@ -181,13 +204,16 @@ class Connection(HttpToolsProtocol):
 
 
 def _response(status: int, message: str) -> bytes:
-    body = error_body(InvalidRequest(message))
+    error = Overloaded(message) if status == Overloaded.status else InvalidRequest(message)
+    body = error_body(error)
     head = (
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
         f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
-        f"x-request-id: {secrets.token_hex(16)}\r\nconnection: close\r\n\r\n"
+        f"x-request-id: {secrets.token_hex(16)}\r\nconnection: close\r\n"
     )
-    return head.encode() + body
+    if error.retry_after is not None:
+        head += f"retry-after: {error.retry_after}\r\n"
+    return head.encode() + b"\r\n" + body
 
 
 def _notice_dead_peers(sock: Any) -> None:

@@ -1,19 +1,25 @@
 """What handlers work with: the desk that all requests share, and the call that one request is.
 
-Handlers see no HTTP: they take a `Call` and return something that can be sent. The engine may still be starting.
+Handlers see no HTTP: they take a `Call` and return something that can be sent. The engine may still be starting. How
+much the desk takes on at once is decided here, before any work is done for a request.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from msgspec import Struct
 
+from octavo.api.deadline import Deadline
 from octavo.api.limits import LOGGED_FIELDS, LOGGED_NAME_LENGTH, Limits
+from octavo.api.tenants import Tenant
+from octavo.api.traffic import Traffic
 from octavo.api.wire import decode
 from octavo.errors import EngineDead, Overloaded
 from octavo.face import Engine
@@ -54,6 +60,32 @@ class IgnoredFields:
         self._quiet_until, self._unsaid = now + 1.0, 0
 
 
+class Bodies:
+    """Memory for the bodies of requests. Small ones always find room, large ones share what there is for them."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._held = 0
+
+    @contextmanager
+    def receive(self) -> Iterator[Callable[[int], None]]:
+        """While a request lives. Gives a function that is told how large its body is so far; it raises Overloaded."""
+        held = 0
+
+        def grow(size: int) -> None:
+            nonlocal held
+            if size > self._limits.small_body_bytes:
+                if self._held + size - held > self._limits.large_bodies_bytes:
+                    raise Overloaded("Too many large requests are in flight; try again later.")
+                self._held += size - held
+                held = size
+
+        try:
+            yield grow
+        finally:
+            self._held -= held
+
+
 @dataclass(slots=True)
 class Desk:
     """What all requests share. `engine` is None until it has been started."""
@@ -63,6 +95,15 @@ class Desk:
     draining: bool = False
     created: int = 0
     ignored: IgnoredFields = field(default_factory=IgnoredFields)
+    traffic: Traffic = field(default_factory=Traffic)
+    anyone: Tenant = field(default_factory=Tenant)  # whose a request without a key is, where none is needed
+    in_flight: int = 0  # accepted requests without an outcome yet
+    bodies: Bodies = field(init=False)
+    _idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.bodies = Bodies(self.limits)
+        self._idle.set()
 
     @property
     def serving(self) -> Engine:
@@ -83,15 +124,53 @@ class Desk:
             raise Starting("The server is still starting; try again in a moment.")
         return self.engine
 
+    def check(self, tenant: Tenant) -> None:
+        """May a request be accepted now? Raises Overloaded, EngineDead or RateLimited."""
+        scheduler = self.serving.config.scheduler
+        queue = scheduler.max_num_queued_reqs
+        if queue is not None and self.in_flight >= scheduler.max_num_seqs + queue:
+            raise Overloaded(f"{self.in_flight} requests are running or waiting already; try again later.")
+        tenant.check()
+
+    @contextmanager
+    def accept(self, tenant: Tenant) -> Iterator[None]:
+        """The life of an accepted request. Raises what `check` raises."""
+        self.check(tenant)
+        self.in_flight += 1
+        self._idle.clear()
+        try:
+            with tenant.request():
+                yield
+        finally:
+            self.in_flight -= 1
+            if not self.in_flight:
+                self._idle.set()
+
+    async def idle(self) -> None:
+        """Until no accepted request is left."""
+        await self._idle.wait()
+
+
+@dataclass(slots=True)
+class Tally:
+    """Tokens spent on an HTTP request so far."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
 
 @dataclass(slots=True)
 class Call:
     """What a handler gets: the decoded HTTP request, without HTTP."""
 
     desk: Desk
+    tenant: Tenant
+    deadline: Deadline
     request_id: str  # 32 hex digits, made by the server
     body: bytes
     path_params: dict[str, Any]
+    tally: Tally = field(default_factory=Tally)
 
     async def read(self, shape: type[T], unsupported: Mapping[str, str] | None = None) -> T:
         """The body as a struct, as `decode` reads it. Raises InvalidRequest."""

@@ -18,10 +18,13 @@ from urllib.parse import quote
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from octavo.api.deadline import Deadline
 from octavo.api.desk import Call, Desk, ShuttingDown
 from octavo.api.limits import too_large
+from octavo.api.tenants import Tenant
+from octavo.api.traffic import Outcome, Traffic
 from octavo.api.wire import error_body, error_response
-from octavo.errors import InvalidRequest, OctavoError, UnsupportedMedia
+from octavo.errors import Forbidden, InvalidRequest, OctavoError, UnsupportedMedia
 
 logger = logging.getLogger("octavo.api")
 access_logger = logging.getLogger("octavo.access")
@@ -37,56 +40,85 @@ Handler = Callable[[Call], Awaitable[ASGIApp]]
 
 
 class Endpoint:
-    """A route's ASGI app: reads the body within the limits, runs the handler, answers for its failures."""
+    """A route's ASGI app: reads the body within the limits, runs the handler, answers for its failures.
 
-    def __init__(self, handler: Handler, desk: Desk, *, takes_body: bool = False) -> None:
+    What takes a body is work: it is accepted only if the desk and the tenant's share have room for it.
+    """
+
+    def __init__(
+        self, path: str, handler: Handler, desk: Desk, *, takes_body: bool = False, for_admins: bool = False
+    ) -> None:
+        self.path = path
         self.handler = handler
         self.desk = desk
         self.takes_body = takes_body
+        self.for_admins = for_admins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = Answer(send)
-        request_id = scope["state"]["request_id"]
+        state = scope["state"]
+        state["path"] = self.path
+        answer = Answer(send, self.desk)
         try:
-            body = await self._read(scope, receive) if self.takes_body else b""
-            async with cancelled_by_disconnect(receive, answer):
-                call = Call(self.desk, request_id, body, scope.get("path_params", {}))
-                response = await self.handler(call)
-                await response(scope, receive, answer.send)
+            await self._serve(scope, receive, answer)
         except OctavoError as error:
             await answer.fail(error, scope, receive)
         except ClientLeft:
-            scope["state"]["outcome"] = "client left"
+            state["outcome"] = "client left"
         except asyncio.CancelledError:  # the server's own: no time left to finish
             await answer.fail(ShuttingDown("The server is shutting down."), scope, receive)
             raise
         except Exception:  # the edge: one request's fault ends here
-            logger.exception("request %s failed", request_id)
-            message = f"Internal error; the server's log has the details under request {request_id}."
+            logger.exception("request %s failed", state["request_id"])
+            message = f"Internal error; the server's log has the details under request {state['request_id']}."
             await answer.fail(OctavoError(message), scope, receive)
 
-    async def _read(self, scope: Scope, receive: Receive) -> bytes:
-        limit = self.desk.limits.body_bytes
-        headers = Headers(scope=scope)
-        _check_media(headers)
-        declared = headers.get("content-length", "0")
-        if not declared.isdecimal():
-            raise InvalidRequest("Content-Length must be a number of bytes.")
-        if len(declared) > 18 or int(declared) > limit:
-            raise too_large(limit)
-        parts: list[bytes] = []
-        size = 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientLeft
-            part = message.get("body", b"")
-            size += len(part)
-            if size > limit:
-                raise too_large(limit)
-            parts.append(part)
-            if not message.get("more_body", False):
-                return b"".join(parts)
+    async def _serve(self, scope: Scope, receive: Receive, answer: Answer) -> None:
+        tenant = scope["state"].get("tenant", self.desk.anyone)
+        if self.for_admins and tenant.role != "admin":
+            raise Forbidden("This key may not do that: it is not an administrator's.")
+        if not self.takes_body:
+            await self._answer(tenant, b"", scope, receive, answer)
+            return
+        self.desk.check(tenant)  # before the body is read: a refusal costs next to nothing
+        with self.desk.bodies.receive() as grow:
+            body = await _read(scope, receive, self.desk.limits.body_bytes, grow)
+            with self.desk.accept(tenant):
+                await self._answer(tenant, body, scope, receive, answer)
+
+    async def _answer(self, tenant: Tenant, body: bytes, scope: Scope, receive: Receive, answer: Answer) -> None:
+        limits = self.desk.limits
+        async with (
+            cancelled_by_disconnect(receive, answer),
+            Deadline(limits.request_seconds, limits.queue_seconds) as deadline,
+        ):
+            call = Call(self.desk, tenant, deadline, scope["state"]["request_id"], body, scope.get("path_params", {}))
+            response = await self.handler(call)
+            await response(scope, receive, answer.send)
+
+
+async def _read(scope: Scope, receive: Receive, most: int, grow: Callable[[int], None]) -> bytes:
+    """The body, of `most` bytes at most. `grow` is told its size as it arrives, and may raise."""
+    headers = Headers(scope=scope)
+    _check_media(headers)
+    declared = headers.get("content-length", "0")
+    if not declared.isdecimal():
+        raise InvalidRequest("Content-Length must be a number of bytes.")
+    if int(declared[:18]) > most:
+        raise too_large(most)
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        part = message.get("body", b"")
+        size += len(part)
+        if size > most:
+            raise too_large(most)
+        grow(size)
+        parts.append(part)
+        if not message.get("more_body", False):
+            return b"".join(parts)
 
 
 def _check_media(headers: Headers) -> None:
@@ -100,14 +132,17 @@ def _check_media(headers: Headers) -> None:
 class Answer:
     """The sending side of an exchange: knows how much of the answer has been sent."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, desk: Desk) -> None:
         self._send = send
+        self._desk = desk
         self.started = False
         self.complete = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
+            if self._desk.draining:
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
         elif not message.get("more_body", False):
             self.complete = True
         await self._send(message)
@@ -150,13 +185,14 @@ async def cancelled_by_disconnect(receive: Receive, answer: Answer) -> AsyncIter
 
 
 class RequestLog:
-    """The outermost layer: gives each request its id, sets `x-request-id`, writes one access-log line.
+    """The outermost layer: gives each request its id, sets `x-request-id`, counts it, writes one access-log line.
 
     The line holds method, path, status, milliseconds and id; never a query string, header or body.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, traffic: Traffic) -> None:
         self.app = app
+        self.traffic = traffic
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -167,27 +203,35 @@ class RequestLog:
         state["request_id"] = request_id
         began = time.monotonic()
         status = 0
+        complete = False
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, complete
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+            else:
+                complete = not message.get("more_body", False)
             await send(message)
 
         try:
             await self.app(scope, receive, send_with_id)
         finally:
-            milliseconds = (time.monotonic() - began) * 1000
-            path = quote(scope["path"], safe="/:@!$&'()*+,;=-._~")[:200]
-            outcome = f" ({state['outcome']})" if "outcome" in state else ""
-            access_logger.log(
-                logging.DEBUG if scope["path"] in _QUIET_PATHS else logging.INFO,
-                "%s %s %s %.0fms %s%s",
-                scope["method"],
-                path,
-                status or "-",
-                milliseconds,
-                request_id,
-                outcome,
-            )
+            outcome: Outcome = "left" if state.get("outcome") == "client left" else "complete" if complete else "failed"
+            self.traffic.count(state.get("path", "none"), status, outcome)
+            _log_access(scope, status, time.monotonic() - began)
+
+
+def _log_access(scope: Scope, status: int, seconds: float) -> None:
+    state = scope["state"]
+    outcome = f" ({state['outcome']})" if "outcome" in state else ""
+    access_logger.log(
+        logging.DEBUG if scope["path"] in _QUIET_PATHS else logging.INFO,
+        "%s %s %s %.0fms %s%s",
+        scope["method"],
+        quote(scope["path"], safe="/:@!$&'()*+,;=-._~")[:200],
+        status or "-",
+        seconds * 1000,
+        state["request_id"],
+        outcome,
+    )

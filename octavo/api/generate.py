@@ -17,10 +17,10 @@ from msgspec import Meta, Struct
 from starlette.responses import Response
 
 from octavo.api.desk import Call
-from octavo.api.generation import Job, Tally, collect, deltas
+from octavo.api.generation import Job, collect, deltas
 from octavo.api.limits import PROMPTS, check_product
 from octavo.api.openai.sampling import check_room, sampling_params
-from octavo.api.openai.types import COMPLETION_UNSUPPORTED, MaxTokens, SamplingFields, Sequences
+from octavo.api.openai.types import COMPLETION_UNSUPPORTED, MaxTokens, SamplingFields, Sequences, Timeout
 from octavo.api.wire import json_response
 from octavo.errors import InvalidRequest
 from octavo.face import Engine
@@ -36,6 +36,7 @@ class GenerateRequest(SamplingFields, kw_only=True):
     max_length: MaxTokens | None = None
     max_new_tokens: MaxTokens | None = None
     max_tokens: MaxTokens | None = None
+    timeout: Timeout | None = None
     num_return_sequences: Sequences | None = None
     do_sample: bool | None = None
     return_full_text: bool | None = None
@@ -48,11 +49,12 @@ class GenerateResponse(Struct, kw_only=True):
 async def generate(call: Call) -> Response:
     engine = call.desk.serving
     request = await call.read(GenerateRequest, _UNSUPPORTED)
+    call.deadline.shorten(request.timeout)
     prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
     count = _count(request)
     check_product(len(prompts), count, "num_return_sequences")
     jobs = [await _job(call, engine, request, prompt, index) for index, prompt in enumerate(prompts)]
-    choices = await collect(deltas(engine, jobs, Tally()), len(prompts) * count)
+    choices = await collect(deltas(call, engine, jobs), len(prompts) * count)
     full = request.return_full_text is not False
     texts = [(prompts[index // count] if full else "") + choice.text for index, choice in enumerate(choices)]
     return json_response(GenerateResponse(generated_text=texts))

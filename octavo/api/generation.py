@@ -13,6 +13,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from octavo.api.desk import Call
+from octavo.api.tenants import Tenant
 from octavo.face import Engine
 from octavo.request import BeamSearchParams, FinishReason, Logprob, RequestOutput, SamplingParams
 
@@ -65,21 +67,16 @@ class Delta:
         self.opening = later.opening or self.opening
 
 
-@dataclass(slots=True)
-class Tally:
-    """Tokens spent on an HTTP request so far."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-
-
-async def deltas(engine: Engine, jobs: Sequence[Job], tally: Tally) -> AsyncGenerator[Delta, None]:
+async def deltas(call: Call, engine: Engine, jobs: Sequence[Job]) -> AsyncGenerator[Delta, None]:
     """Run the jobs. Raises what the engine raises; closing it aborts all of them."""
+    tally = call.tally
     tally.prompt_tokens = sum(len(job.prompt_token_ids) for job in jobs)
+    call.tenant.spend(tally.prompt_tokens)
+    call.deadline.await_first_token()
     opened: set[int] = set()
-    async with aclosing(merge([_outputs(engine, job) for job in jobs])) as outputs:
+    async with aclosing(merge([_outputs(call.tenant, engine, job) for job in jobs])) as outputs:
         async for which, output in outputs:
+            call.deadline.first_token()
             job = jobs[which]
             if which not in opened:
                 opened.add(which)
@@ -89,6 +86,7 @@ async def deltas(engine: Engine, jobs: Sequence[Job], tally: Tally) -> AsyncGene
                     yield Delta(index=job.first_index + index, opening=opening)
             for part in output.outputs:
                 tally.completion_tokens += len(part.token_ids)
+                call.tenant.spend(len(part.token_ids))
                 yield Delta(
                     index=job.first_index + part.index,
                     text=part.text,
@@ -99,13 +97,13 @@ async def deltas(engine: Engine, jobs: Sequence[Job], tally: Tally) -> AsyncGene
                 )
 
 
-def _outputs(engine: Engine, job: Job) -> AsyncGenerator[RequestOutput, None]:
+def _outputs(tenant: Tenant, engine: Engine, job: Job) -> AsyncGenerator[RequestOutput, None]:
     outputs = engine.generate(
         job.prompt_token_ids,
         job.params,
         job.request_id,
         priority=job.priority,
-        cache_salt=job.cache_salt,
+        cache_salt=tenant.salt(job.cache_salt),
         output_kind="delta",
     )
     assert isinstance(outputs, AsyncGenerator)  # closing it is how a request is aborted

@@ -1,29 +1,52 @@
 """Every limit of the HTTP door in one table: what goes over is refused before memory or time is spent on it.
 
-`Limits` is what the transport checks; the constants are what the request types check while a body is decoded. Limits
-that depend on the model (context length, vocabulary, `max_logprobs`) are the engine's.
+`Limits` is what the transport and the desk check; the constants are what the request types check while a body is
+decoded, all answered with 400. Limits that depend on the model (context length, vocabulary, `max_logprobs`) are the
+engine's, the ranges of sampling fields `octavo/request.py`'s, and a key's own share is in its file. JSON may be nested
+as deeply as Python's recursion limit lets it.
 """
 
 from __future__ import annotations
 
+import resource
 from dataclasses import dataclass
+from typing import Self
 
+from octavo.config import ServerConfig
 from octavo.errors import InvalidRequest, RequestTooLarge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    url_bytes: int = 8 * 2**10
-    header_count: int = 100
-    header_bytes: int = 64 * 2**10
-    header_seconds: float = 15.0  # from a connection's first moment, or a later request's first byte
-    body_bytes: int = 16 * 2**20
-    body_seconds: float = 60.0  # from the end of the headers
+    """Each with the status that its excess is answered with."""
+
+    connections: int = 8192  # 503; fewer where the process may open fewer files
+    url_bytes: int = 8 * 2**10  # 414
+    header_count: int = 100  # 431
+    header_bytes: int = 64 * 2**10  # 431
+    header_seconds: float = 15.0  # 408; from a connection's first moment, or a later request's first byte
+    body_bytes: int = 16 * 2**20  # 413
+    body_seconds: float = 60.0  # 408; from the end of the headers
+    small_body_bytes: int = 2**20  # larger ones share `large_bodies_bytes`
+    large_bodies_bytes: int = 256 * 2**20  # 503; of all large bodies whose requests are not over
+    queue_seconds: float | None = None  # 503; from arrival to the first token
+    request_seconds: float | None = None  # 408, or a stream that ends with an error; from arrival to the end
+    unread_seconds: float = 30.0  # the connection is cut; how long a client may leave a full buffer unread
     keep_alive_seconds: int = 65  # an idle connection is closed after this
-    shutdown_seconds: float = 5.0  # what a request in flight gets to finish after SIGTERM
+    shutdown_seconds: float = 30.0  # 503; what a request in flight gets to finish after SIGTERM
+
+    @classmethod
+    def of(cls, config: ServerConfig) -> Self:
+        """The limits that this server's flags ask for."""
+        return cls(
+            queue_seconds=config.queue_timeout,
+            request_seconds=config.request_timeout,
+            shutdown_seconds=config.shutdown_timeout,
+        )
 
 
 JSON_TOP_LEVEL_FIELDS = 256
+JSON_ELEMENTS = 2**20  # commas and opening brackets, those within strings too
 MESSAGES = 4096
 CONTENT_PARTS = 1024
 TOOL_CALLS = 128
@@ -37,13 +60,17 @@ BAD_WORDS = 128
 BAD_WORD_LENGTH = 256
 LOGIT_BIAS_ENTRIES = 1024
 ALLOWED_TOKEN_IDS = 2**18
+DETOKENIZED_IDS = 2**20
 COMPLETION_LOGPROBS = 5
 CHAT_TOP_LOGPROBS = 20
 CACHE_SALT_LENGTH = 256
 TEMPLATE_KWARGS = 16
 TEMPLATE_KWARG_LENGTH = 1024
+TIMEOUT_SECONDS = 86400.0  # the longest `timeout` a request may ask for
 LOGGED_FIELDS = 8  # names of ignored fields in one line of the log
 LOGGED_NAME_LENGTH = 64
+
+_DESCRIPTORS_ELSEWHERE = 128  # files that are no client's: the engine's line, model files, libraries
 
 
 def check_product(prompts: int, n: int, param: str = "n") -> None:
@@ -55,3 +82,13 @@ def check_product(prompts: int, n: int, param: str = "n") -> None:
 
 def too_large(limit: int) -> RequestTooLarge:
     return RequestTooLarge(f"The request body is larger than {limit} bytes.")
+
+
+def possible_connections(wanted: int) -> int:
+    """As many of the wanted connections as there can be descriptors for, of which this process asks for enough."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = wanted + _DESCRIPTORS_ELSEWHERE
+    if soft != resource.RLIM_INFINITY and soft < enough:
+        soft = enough if hard == resource.RLIM_INFINITY else min(enough, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, soft - _DESCRIPTORS_ELSEWHERE))

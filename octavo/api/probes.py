@@ -31,4 +31,4 @@ async def version(_: Call) -> Response:
 
 
 async def metrics(call: Call) -> Response:
-    return Response(call.desk.known.metrics.render(), media_type=CONTENT_TYPE)
+    return Response(call.desk.known.metrics.render() + call.desk.traffic.render(), media_type=CONTENT_TYPE)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import functools
-import math
 import os
 import socket
 import ssl
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
@@ -22,8 +22,11 @@ from starlette.applications import Starlette
 
 from octavo.api.connection import Connection
 from octavo.api.desk import Desk
+from octavo.api.limits import possible_connections
 from octavo.config import ServerConfig
 from octavo.errors import ConfigError
+
+_CLOSE_SECONDS = 1.0  # for what is left to be said when the time to finish is over
 
 
 def bind(config: ServerConfig) -> socket.socket:
@@ -31,6 +34,11 @@ def bind(config: ServerConfig) -> socket.socket:
     if config.ssl_certfile and config.ssl_keyfile:
         _check_tls(config.ssl_certfile, config.ssl_keyfile)
     return _bind_unix(config.uds) if config.uds else _bind_tcp(config.host, config.port)
+
+
+def bind_admin(config: ServerConfig) -> socket.socket | None:
+    """The socket of the admin port, if there is to be one. Raises ConfigError."""
+    return None if config.admin_port is None else _bind_tcp(config.admin_host, config.admin_port, "--admin-port")
 
 
 def _check_tls(certfile: str, keyfile: str) -> None:
@@ -51,7 +59,7 @@ def _check_tls(certfile: str, keyfile: str) -> None:
         raise ConfigError(f"cannot read {error.filename}: {error.strerror}") from None
 
 
-def _bind_tcp(host: str, port: int) -> socket.socket:
+def _bind_tcp(host: str, port: int, flag: str = "--port") -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except socket.gaierror as error:
@@ -64,7 +72,7 @@ def _bind_tcp(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            raise ConfigError(f"port {port} on {host} is already in use; choose another with --port") from None
+            raise ConfigError(f"port {port} on {host} is already in use; choose another with {flag}") from None
         raise ConfigError(f"cannot listen on {host} port {port}: {os.strerror(error.errno or 0)}") from None
     return listener
 
@@ -104,35 +112,37 @@ class Server(uvicorn.Server):
         desk = app.state.desk
         assert isinstance(desk, Desk)
         self.desk = desk
-        limits = desk.limits
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http=functools.partial(Connection, limits=limits),  # type: ignore[arg-type]
-                ws="none",
-                loop="none",
-                lifespan="off",
-                log_config=None,
-                log_level="critical",  # octavo's own log says it better
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                root_path=config.root_path,
-                timeout_keep_alive=limits.keep_alive_seconds,
-                timeout_graceful_shutdown=math.ceil(limits.shutdown_seconds),
-                ssl_keyfile=config.ssl_keyfile,
-                ssl_certfile=config.ssl_certfile,
-            )
-        )
+        self._limits = replace(desk.limits, connections=possible_connections(desk.limits.connections))
+        super().__init__(self._face(app, config))
+        admin = app.state.admin
+        self._faces = [self.config] if admin is None else [self.config, self._face(admin, config)]
         self.listening = asyncio.Event()
 
-    async def run_on(self, listener: socket.socket) -> None:
-        """Serve on a socket from `bind` until stopped and drained."""
-        await self.serve([listener])
-        await self._unwind()
+    def _face(self, app: Starlette, config: ServerConfig) -> uvicorn.Config:
+        """How uvicorn serves an app on one port."""
+        return uvicorn.Config(
+            app,
+            http=Connection,
+            ws="none",
+            loop="none",
+            lifespan="off",
+            log_config=None,
+            log_level="critical",  # octavo's own log says it better
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            root_path=config.root_path,
+            timeout_keep_alive=self._limits.keep_alive_seconds,
+            ssl_keyfile=config.ssl_keyfile,
+            ssl_certfile=config.ssl_certfile,
+        )
+
+    async def run_on(self, listener: socket.socket, admin: socket.socket | None = None) -> None:
+        """Serve on sockets from `bind` and `bind_admin` until stopped and drained."""
+        await self.serve([listener] if admin is None else [listener, admin])
 
     def stop(self) -> None:
-        """Accept nothing new, give requests in flight `shutdown_seconds`, then end them with an error."""
+        """Accept no new requests, give those in flight `shutdown_seconds`, then end them with an error."""
         self.desk.draining = True
         self.should_exit = True
 
@@ -143,18 +153,44 @@ class Server(uvicorn.Server):
             task.cancel()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        loop = asyncio.get_running_loop()
+        self.servers = []
+        for face, listener in zip(self._faces, sockets or (), strict=True):
+            if not face.loaded:
+                face.load()
+            connect = functools.partial(
+                Connection, config=face, server_state=self.server_state, app_state={}, limits=self._limits
+            )
+            self.servers.append(await loop.create_server(connect, sock=listener, ssl=face.ssl, backlog=face.backlog))
+        self.started = True
         self.listening.set()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield  # the process's signals are not ours
 
-    async def _unwind(self) -> None:
-        """Cancelled requests still tell their clients why."""
-        if self.server_state.tasks:
-            await asyncio.wait(self.server_state.tasks, timeout=1.0)
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Refuse what comes while accepted requests finish, end those that do not, then close."""
         with suppress(asyncio.TimeoutError):
-            async with asyncio.timeout(1.0):
+            async with asyncio.timeout(self._limits.shutdown_seconds):
+                await self.desk.idle()
+                await self._tasks_end()
+        for task in self.server_state.tasks:
+            task.cancel()
+        for server in self.servers:
+            server.close()
+        for listener in sockets or ():
+            listener.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        await self._tasks_end()  # cancelled requests still tell their clients why
+        with suppress(asyncio.TimeoutError):
+            async with asyncio.timeout(_CLOSE_SECONDS):
                 while self.server_state.connections:
                     await asyncio.sleep(0.01)
+        for connection in self.server_state.connections:
+            connection.transport.abort()  # it does not read what we have sent
+
+    async def _tasks_end(self) -> None:
+        if self.server_state.tasks:
+            await asyncio.wait(self.server_state.tasks, timeout=_CLOSE_SECONDS)

@@ -27,13 +27,15 @@ logger = logging.getLogger("octavo.api")
 _THROUGHPUT_SECONDS = 10.0
 
 
-async def serve(config: EngineConfig, server_config: ServerConfig, listener: socket.socket) -> int:
+async def serve(
+    config: EngineConfig, server_config: ServerConfig, listener: socket.socket, admin: socket.socket | None = None
+) -> int:
     """Until a signal (0) or until the engine is gone (1)."""
     server = Server(build_app(None, server_config), server_config)
     stop_on_signals(server)
     url = address(server_config, listener)
     logger.info("octavo %s listens on %s; loading %s", __version__, url, config.model.model or "the default model")
-    serving = asyncio.create_task(server.run_on(listener))
+    serving = asyncio.create_task(server.run_on(listener, admin))
     engine_life = asyncio.create_task(run_engine(config, server, server_config, url))
     try:
         await asyncio.wait({serving, engine_life}, return_when=asyncio.FIRST_COMPLETED)
@@ -118,7 +120,7 @@ def welcome(engine: AsyncLLMEngine, config: ServerConfig, url: str) -> str:
     else:
         path, body = "/v1/completions", {"model": name, "prompt": "Once upon a time"}
     target = f"--unix-socket {config.uds} http://octavo{path}" if config.uds else url + path
-    key = ' -H "Authorization: Bearer $KEY"' if config.api_key else ""
+    key = ' -H "Authorization: Bearer $KEY"' if config.api_key or config.api_key_file else ""
     return (
         f"octavo {__version__} serves {name} on {url} (context {engine.max_model_len} tokens)\n"
         f"  curl {target} -H 'Content-Type: application/json'{key} -d '{json.dumps(body)}'"

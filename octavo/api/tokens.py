@@ -8,6 +8,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 from starlette.responses import Response
 
+from octavo.api import limits
 from octavo.api.desk import Call
 from octavo.api.openai.models import check_model
 from octavo.api.openai.prompts import render_chat
@@ -41,7 +42,7 @@ class TokenizeResponse(Struct, kw_only=True):
 
 class DetokenizeRequest(Struct, kw_only=True):
     model: str | None = None
-    tokens: Annotated[list[TokenId], Meta(max_length=2**22)]
+    tokens: Annotated[list[TokenId], Meta(max_length=limits.DETOKENIZED_IDS)]
     skip_special_tokens: bool | None = None  # default false: show what is there
 
 

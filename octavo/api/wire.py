@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import msgspec
 from starlette.responses import Response
 
-from octavo.api.limits import JSON_TOP_LEVEL_FIELDS
-from octavo.errors import InvalidRequest, OctavoError, Overloaded, Unauthorized
+from octavo.api.limits import JSON_ELEMENTS, JSON_TOP_LEVEL_FIELDS
+from octavo.errors import InvalidRequest, OctavoError, RequestTimeout, Unauthorized
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -35,6 +35,7 @@ _MISSING = re.compile(r"Object missing required field `(?P<field>\w+)`")
 _LENGTH = re.compile(r"Expected `(?P<type>array|object|str)` of length (?P<sign><=|>=) (?P<limit>\d+)")
 _RANGE = re.compile(r"Expected `(?P<type>int|float)` (?P<sign><=|>=) (?P<limit>\S+)")
 _INLINE_BYTES = 256 * 2**10  # larger bodies are decoded off the event loop
+_ELEMENT_MARKS = (b",", b"[", b"{")
 _NEUTRAL = (b"null", b"false", b"[]", b"{}", b'""', b"0")
 
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -62,6 +63,8 @@ async def decode(
 
 def _decode(body: bytes, shape: type[T], unsupported: Mapping[str, str]) -> tuple[T, list[str]]:
     """The struct, and the body's top-level fields that it does not have."""
+    if len(body) > JSON_ELEMENTS and sum(map(body.count, _ELEMENT_MARKS)) > JSON_ELEMENTS:
+        raise InvalidRequest(f"The body has more than {JSON_ELEMENTS} commas and opening brackets.")
     try:
         body.decode()
         fields = _fields_decoder.decode(body)
@@ -103,7 +106,9 @@ def explain(message: str) -> InvalidRequest:
         limit = reach["limit"].removesuffix(".0")
         return InvalidRequest(f"Invalid '{param}': must be {word} {limit}.", param=param, code=f"{kind}_{bound}_value")
     what = "number out of range" if "out of range" in message else message.split(" - at ")[0]
-    return InvalidRequest(f"Invalid '{param}': {what}.", param=param or None, code="invalid_value")
+    if not param:
+        return InvalidRequest(_BAD_JSON + f"{what}.")
+    return InvalidRequest(f"Invalid '{param}': {what}.", param=param, code="invalid_value")
 
 
 _BOUNDS = {"<=": ("above_max", "at most"), ">=": ("below_min", "at least")}
@@ -149,8 +154,10 @@ def error_body(error: OctavoError) -> bytes:
 
 def error_response(error: OctavoError, headers: Mapping[str, str] | None = None) -> Response:
     extra = dict(headers or {})
-    if isinstance(error, Overloaded):
+    if error.retry_after is not None:
         extra["retry-after"] = str(error.retry_after)
+    if isinstance(error, RequestTimeout):
+        extra["x-should-retry"] = "false"  # OpenAI's clients would send again what has used up its time
     if isinstance(error, Unauthorized):
         extra["www-authenticate"] = "Bearer"
     return Response(error_body(error), error.status, extra, media_type="application/json")

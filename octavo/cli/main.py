@@ -18,6 +18,7 @@ VERBS = {
     "serve": ("serve", "serve a model over HTTP with OpenAI's API"),
     "run": ("run", "answer one prompt"),
     "chat": ("run", "talk to a model in the terminal; the same as run without a prompt"),
+    "keys new": ("keys_new", "make an API key for a server's file of keys"),
     "bench latency": ("bench_latency", "how long one batch takes"),
     "bench throughput": ("bench_throughput", "how many tokens a second many prompts give"),
     "bench serve": ("bench_serve", "load a running server and measure what its clients see"),

@@ -27,15 +27,15 @@ def add_arguments(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> int:
     import uvloop
 
-    from octavo.api.server import bind
+    from octavo.api.server import bind, bind_admin
     from octavo.api.serving import serve
     from octavo.processes import configure_logging
 
     server_config = ServerConfig(**given(options, (ServerConfig,)))
     config = engine_config(options, options.model_argument)
     configure_logging(server_config.log_level)
-    listener = bind(server_config)
+    listener, admin = bind(server_config), bind_admin(server_config)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        status = runner.run(serve(config, server_config, listener))
+        status = runner.run(serve(config, server_config, listener, admin))
         leave(status)
         return status

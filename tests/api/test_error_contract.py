@@ -265,6 +265,7 @@ NOT_JSON = [
     b'{"x":"\xff","model":"m","messages":[]}',
     b'{"model":"\\ud800"}',
     b"NaN",
+    b"1e999",
     b"\0",
 ]
 

@@ -10,7 +10,9 @@ import tracemalloc
 import pytest
 from msgspec import Struct
 
+from octavo.api.limits import JSON_ELEMENTS
 from octavo.api.wire import decode
+from octavo.errors import InvalidRequest
 
 MEGABYTE = 2**20
 
@@ -49,9 +51,20 @@ def test_a_long_string_behind_brackets_takes_little_memory() -> None:
     assert peak < 3 * len(body)
 
 
+def test_too_many_elements_are_refused_before_they_are_made() -> None:
+    for body in (b'{"x":[' + b"1," * JSON_ELEMENTS + b"1]}", b'{"x":[' + b"[],{}," * JSON_ELEMENTS + b"1]}"):
+        tracemalloc.start()
+        with pytest.raises(InvalidRequest, match="commas and opening brackets"):
+            asyncio.run(decode(body, Empty))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < MEGABYTE
+    asyncio.run(decode(b'{"x":"' + b"a" * 4 * JSON_ELEMENTS + b'"}', Empty))
+
+
 def test_many_nested_arrays_take_little_time() -> None:
     deep = b"[" * 60 + b"]" * 60
-    body = b'{"x":[' + b",".join([deep] * (4 * MEGABYTE // len(deep))) + b"]}"
+    body = b'{"x":[' + b",".join([deep] * (JSON_ELEMENTS // 62)) + b"]}"
     began = time.process_time()
     asyncio.run(decode(body, Empty))
     assert time.process_time() - began < 0.5

@@ -11,7 +11,7 @@ from msgspec import UNSET, UnsetType
 from starlette.types import ASGIApp
 
 from octavo.api.desk import Call
-from octavo.api.generation import Delta, Job, Opening, Tally, collect, deltas
+from octavo.api.generation import Delta, Job, Opening, collect, deltas
 from octavo.api.openai.logprobs import chat_logprobs, wire_prompt_logprobs
 from octavo.api.openai.models import check_model, fingerprint
 from octavo.api.openai.prompts import render_chat
@@ -40,10 +40,11 @@ async def chat_completions(call: Call) -> ASGIApp:
     engine = call.desk.serving
     request = await call.read(ChatRequest, CHAT_UNSUPPORTED)
     options = _check(request)
+    call.deadline.shorten(request.timeout)
     model = check_model(engine, request.model)
     try:
         job = await _job(call, engine, request)
-        answer = ChatAnswer(f"chatcmpl-{call.request_id}", model, engine, request, options)
+        answer = ChatAnswer(call, model, engine, request, options)
         if request.stream:
             return await EventStream.open(answer.chunks(job))
         return json_response(await answer.whole(job))
@@ -101,26 +102,24 @@ async def _job(call: Call, engine: Engine, request: ChatRequest) -> Job:
 class ChatAnswer:
     """The deltas of a job as one `ChatCompletion` or as `ChatChunk`s."""
 
-    def __init__(
-        self, answer_id: str, model: str, engine: Engine, request: ChatRequest, options: StreamOptions
-    ) -> None:
+    def __init__(self, call: Call, model: str, engine: Engine, request: ChatRequest, options: StreamOptions) -> None:
         self.common: dict[str, Any] = {
-            "id": answer_id,
+            "id": f"chatcmpl-{call.request_id}",
             "created": int(time.time()),
             "model": model,
             "system_fingerprint": fingerprint(engine),
         }
+        self.call = call
         self.engine = engine
         self.request = request
         self.options = options
-        self.tally = Tally()
 
     async def whole(self, job: Job) -> ChatCompletion:
-        choices = await collect(deltas(self.engine, [job], self.tally), job.n)
+        choices = await collect(deltas(self.call, self.engine, [job]), job.n)
         opening = choices[0].opening
         return ChatCompletion(
             choices=[self._choice(choice) for choice in choices],
-            usage=usage(self.tally),
+            usage=usage(self.call.tally),
             **self._prompt_fields(opening),
             **self.common,
         )
@@ -136,16 +135,16 @@ class ChatAnswer:
         )
 
     async def chunks(self, job: Job) -> AsyncGenerator[ChatChunk, None]:
-        async with aclosing(deltas(self.engine, [job], self.tally)) as parts:
+        async with aclosing(deltas(self.call, self.engine, [job])) as parts:
             async for delta in parts:
                 for choice in self._chunk_choices(delta):
                     yield self._chunk([choice], **self._prompt_fields(delta.opening if delta.index == 0 else None))
         if self.options.include_usage:
-            yield self._chunk([], usage=usage(self.tally))
+            yield self._chunk([], usage=usage(self.call.tally))
 
     def _chunk(self, choices: list[ChatChunkChoice], **fields: Any) -> ChatChunk:
         if self.options.continuous_usage_stats:
-            fields["usage"] = usage(self.tally)
+            fields["usage"] = usage(self.call.tally)
         elif self.options.include_usage:
             fields.setdefault("usage", None)
         return ChatChunk(choices=choices, **fields, **self.common)

@@ -11,7 +11,7 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from octavo.api.desk import Call
-from octavo.api.generation import Delta, Job, Tally, collect, deltas
+from octavo.api.generation import Delta, Job, collect, deltas
 from octavo.api.limits import check_product
 from octavo.api.openai.logprobs import Position, completion_logprobs, wire_prompt_logprobs
 from octavo.api.openai.models import check_model, fingerprint
@@ -38,6 +38,7 @@ async def completions(call: Call) -> ASGIApp:
     engine = call.desk.serving
     request = await call.read(CompletionRequest, COMPLETION_UNSUPPORTED)
     options = _check(request)
+    call.deadline.shorten(request.timeout)
     model = check_model(engine, request.model)
     prompts = split_prompts(request.prompt)
     width = max(request.n or 1, request.best_of or 1)
@@ -45,7 +46,7 @@ async def completions(call: Call) -> ASGIApp:
     jobs = [
         await _job(call, engine, request, prompt, width, index, len(prompts)) for index, prompt in enumerate(prompts)
     ]
-    answer = CompletionAnswer(f"cmpl-{call.request_id}", model, engine, request, options, prompts)
+    answer = CompletionAnswer(call, model, engine, request, options, prompts)
     if request.stream:
         return await EventStream.open(answer.chunks(jobs))
     return json_response(await answer.whole(jobs, width))
@@ -104,7 +105,7 @@ class CompletionAnswer:
 
     def __init__(
         self,
-        answer_id: str,
+        call: Call,
         model: str,
         engine: Engine,
         request: CompletionRequest,
@@ -112,16 +113,16 @@ class CompletionAnswer:
         prompts: Sequence[str | list[int]],
     ) -> None:
         self.common: dict[str, Any] = {
-            "id": answer_id,
+            "id": f"cmpl-{call.request_id}",
             "created": int(time.time()),
             "model": model,
             "system_fingerprint": fingerprint(engine),
         }
+        self.call = call
         self.engine = engine
         self.request = request
         self.options = options
         self.prompts = prompts
-        self.tally = Tally()
 
     async def whole(self, jobs: Sequence[Job], width: int) -> Completion:
         choices = await collect(self._deltas(jobs), len(jobs) * width)
@@ -129,7 +130,7 @@ class CompletionAnswer:
             choices = _best(choices, width, self.request.n or 1)
         offsets: defaultdict[int, int] = defaultdict(int)
         wire = [self._choice(choice, index // (self.request.n or 1), offsets) for index, choice in enumerate(choices)]
-        return Completion(choices=wire, usage=usage(self.tally), **self.common)
+        return Completion(choices=wire, usage=usage(self.call.tally), **self.common)
 
     async def chunks(self, jobs: Sequence[Job]) -> AsyncGenerator[Completion, None]:
         offsets: defaultdict[int, int] = defaultdict(int)
@@ -139,20 +140,20 @@ class CompletionAnswer:
                 if _says_something(choice):
                     yield self._chunk([choice])
         if self.options.include_usage:
-            yield self._chunk([], usage=usage(self.tally))
+            yield self._chunk([], usage=usage(self.call.tally))
 
     def _chunk(self, choices: list[CompletionChoice], **fields: Any) -> Completion:
         if self.options.continuous_usage_stats:
-            fields["usage"] = usage(self.tally)
+            fields["usage"] = usage(self.call.tally)
         elif self.options.include_usage:
             fields.setdefault("usage", None)
         return Completion(choices=choices, **fields, **self.common)
 
     async def _deltas(self, jobs: Sequence[Job]) -> AsyncGenerator[Delta, None]:
-        async with aclosing(deltas(self.engine, jobs, self.tally)) as parts:
+        async with aclosing(deltas(self.call, self.engine, jobs)) as parts:
             async for delta in parts:
                 if self.request.max_tokens == 0:  # the engine made one token, which nobody asked for
-                    self.tally.completion_tokens = 0
+                    self.call.tally.completion_tokens = 0
                     finish: FinishReason | None = "length" if delta.finish_reason else None
                     delta = Delta(index=delta.index, opening=delta.opening, finish_reason=finish)
                 yield delta

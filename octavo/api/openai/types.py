@@ -24,6 +24,7 @@ Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Bias = Annotated[float, Meta(ge=-MAX_LOGIT_BIAS, le=MAX_LOGIT_BIAS)]
 PromptLogprobsCount = Annotated[int, Meta(ge=-1, le=INT_MAX)]
+Timeout = Annotated[float, Meta(ge=0.001, le=limits.TIMEOUT_SECONDS)]
 Name = Annotated[str, Meta(max_length=limits.NAME_LENGTH)]
 StopString = Annotated[str, Meta(min_length=1, max_length=limits.STOP_STRING_LENGTH)]
 Stop = StopString | Annotated[list[StopString], Meta(max_length=limits.STOP_STRINGS)]
@@ -108,6 +109,7 @@ class OpenAIFields(SamplingFields, kw_only=True):
     response_format: ResponseFormat | None = None
     priority: Int32 | None = None
     cache_salt: CacheSalt | None = None
+    timeout: Timeout | None = None  # seconds for the whole answer
     use_beam_search: bool | None = None
     length_penalty: float | None = None
     return_token_ids: bool | None = None

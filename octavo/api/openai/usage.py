@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from octavo.api.generation import Tally
+from octavo.api.desk import Tally
 from octavo.api.openai.types import PromptTokensDetails, Usage
 
 
