@@ -46,11 +46,13 @@ class Metrics(Protocol):
 class Engine(Protocol):
     """`generate` is an async generator: closing it early aborts the request.
 
-    `max_model_len` is known once the engine is ready.
+    `max_model_len` is known once the engine is ready. `moving`: it computes now; while it does not, requests wait.
     """
 
     @property
     def ready(self) -> bool: ...
+    @property
+    def moving(self) -> bool: ...
     @property
     def dead(self) -> bool: ...
     @property

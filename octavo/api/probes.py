@@ -10,7 +10,12 @@ from starlette.responses import Response
 from octavo import __version__
 from octavo.api.desk import Call
 from octavo.api.wire import json_response
+from octavo.errors import Overloaded
 from octavo.metrics import CONTENT_TYPE
+
+
+class Recovering(Overloaded):
+    code = "engine_recovering"
 
 
 async def root(_: Call) -> Response:
@@ -22,7 +27,8 @@ async def live(_: Call) -> Response:
 
 
 async def ready(call: Call) -> Response:
-    assert call.desk.serving
+    if not call.desk.serving.moving:
+        raise Recovering("The engine is late or being restarted; requests wait for it.")
     return json_response({"status": "ready"})
 
 

@@ -71,6 +71,7 @@ class FakeEngine:
     hang_after: int | None = None  # steps before waiting for ever
     step_seconds: float = 0.0
     ready: bool = True
+    moving: bool = True
     dead: bool = False
     max_model_len: int = 128
     default_sampling: dict[str, Any] = field(default_factory=dict)
