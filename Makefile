@@ -39,6 +39,10 @@ chat: setup ## talk to the model in the terminal
 test: setup ## run the tests; ARGS="tests/api -k stream" for some
 	@$(BIN)/python -m pytest $(ARGS)
 
+.PHONY: qa
+qa: setup ## a real server against bad inputs and faults, seen from outside; minutes
+	@$(BIN)/python -m pytest -m qa tests/qa $(ARGS)
+
 .PHONY: check
 check: setup ## lint, formatting, types, import directions
 	@$(BIN)/ruff check $(PYTHON_CODE)

@@ -1,0 +1,172 @@
+"""Bad inputs 57 to 72 and 76: what octavo does not have is refused clearly and hurts nobody; lives of streams."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Any
+
+import pytest
+from qa_server import QaServer, refused, until
+
+pytestmark = pytest.mark.qa
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+
+
+def tool(**function: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", **function}}
+
+
+# ---------------------------------------------------------------------- F. tools and structured output: not there yet
+
+TOOLS: list[tuple[int, Any]] = [
+    (57, [TOOL] * 10_000),
+    (57, [tool(description="x" * 2**20)]),
+    (57, [TOOL, TOOL]),
+    (57, [tool(name="a b\n")]),
+    (58, [tool(parameters=3)]),
+    (58, [tool(parameters={"type": "string", "pattern": "("})]),
+    (58, [tool(parameters={"type": "foo"})]),
+    (60, [tool(parameters={"enum": list(range(10**5))})]),
+    (60, [tool(parameters={"type": "string", "pattern": "(a{1000}){1000}"})]),
+]
+
+
+@pytest.mark.parametrize("tools", [tools for row, tools in TOOLS if row == 57], ids=["many", "long", "twice", "name"])
+def test_row_57_tools(server: QaServer, tools: Any) -> None:
+    refused(server.chat(tools=tools), param="tools", code="unsupported_parameter")
+
+
+@pytest.mark.parametrize("tools", [tools for row, tools in TOOLS if row == 58], ids=["number", "pattern", "type"])
+def test_row_58_parameters_of_tools(server: QaServer, tools: Any) -> None:
+    refused(server.chat(tools=tools), param="tools", code="unsupported_parameter")
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "nobody"}}], ids=str)
+def test_row_59_a_choice_among_no_tools(server: QaServer, choice: Any) -> None:
+    refused(server.chat(tool_choice=choice), param="tool_choice", code="unsupported_parameter")
+
+
+GUIDES = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs")
+SCHEMAS: list[Any] = [{"enum": list(range(10**5))}, {"minLength": 10**9}, "(a{1000}){1000}", "root ::= root root"]
+
+
+@pytest.mark.parametrize("tools", [tools for row, tools in TOOLS if row == 60], ids=["enum", "pattern"])
+def test_row_60_schemas_of_tools_that_explode(server: QaServer, tools: Any) -> None:
+    refused(server.chat(tools=tools), param="tools", code="unsupported_parameter")
+
+
+@pytest.mark.parametrize("field", GUIDES)
+def test_row_60_schemas_and_grammars_that_explode(server: QaServer, field: str) -> None:
+    for schema in SCHEMAS:
+        refused(server.chat(**{field: schema}), param=field, code="unsupported_parameter")
+        refused(server.complete(**{field: schema}), param=field, code="unsupported_parameter")
+
+
+def test_row_61_grammars_without_end(server: QaServer) -> None:
+    for grammar in ("root ::= root", 'root ::= root "a"', "root ::= ", "x"):
+        refused(server.complete(guided_grammar=grammar), param="guided_grammar", code="unsupported_parameter")
+
+
+def test_row_62_many_distinct_schemas(server: QaServer) -> None:
+    for number in range(500):
+        schema = {"type": "json_schema", "json_schema": {"name": f"s{number}", "schema": {"const": number}}}
+        refused(server.chat(response_format=schema), param="response_format", code="unsupported_parameter")
+
+
+def test_row_63_a_format_and_a_guide(server: QaServer) -> None:
+    reply = server.chat(response_format={"type": "json_object"}, guided_regex="a", tools=[TOOL])
+    assert reply.status == 400
+    assert reply.error["code"] == "unsupported_parameter"
+
+
+def test_row_64_a_schema_and_too_few_tokens(server: QaServer) -> None:
+    reply = server.chat(response_format={"type": "json_object"}, max_tokens=1)
+    refused(reply, param="response_format", code="unsupported_parameter")
+
+
+@pytest.mark.parametrize(
+    "text", ["__import__('os').system('id')", "<tool_call>" + "[" * 10_00, "```python\nprint(1)\n```"]
+)
+def test_row_65_code_in_what_an_assistant_said(server: QaServer, text: str) -> None:
+    """What a model writes is text, also when it comes back as history."""
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": json.dumps({"x": text})}}
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": text, "tool_calls": [call]}]
+    assert server.post("/v1/chat/completions", {"messages": messages, "max_tokens": 2}).status == 200
+
+
+# ---------------------------------------------------------------------- G. streams and lifecycles
+
+
+def test_row_66_two_thousand_clients_that_leave_at_once(server: QaServer) -> None:
+    """Each sends a whole request and is gone."""
+    request = server.request("/v1/completions", {"prompt": "Once", "max_tokens": 4000, "stream": True, "n": 2})
+    for _ in range(2000):
+        with server.connect() as connection:
+            connection.sendall(request)
+    until(server.idle, "requests of clients that left went on")
+
+
+def test_row_67_clients_that_never_read(server: QaServer) -> None:
+    """Streams whose readers stand still keep neither others waiting nor memory."""
+    stalled = []
+    for _ in range(20):
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(
+            server.request("/v1/completions", {"prompt": "x", "max_tokens": 200, "stream": True, "ignore_eos": True})
+        )
+        stalled.append(connection)
+    assert server.canary() == server.golden
+    for connection in stalled:
+        connection.close()
+
+
+# ---------------------------------------------------------------------- H. administration: not there
+
+ADMIN = [
+    "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/sleep", "/wake_up", "/pause", "/resume", "/start_profile",
+    "/stop_profile", "/update_weights", "/update_weights_from_disk", "/collective_rpc", "/server_info", "/invocations",
+    "/pooling", "/score", "/reset_prefix_cache", "/flush_cache", "/shutdown", "/docs", "/openapi.json",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["../..", "/etc/passwd", "http://127.0.0.1/x", "a\0b", "tiny/../tiny"])
+def test_row_68_adapters_by_path(server: QaServer, path: str) -> None:
+    body = {"lora_name": path, "lora_path": path}
+    refused(server.post("/v1/load_lora_adapter", body), 404)
+    refused(server.complete(model=path), 404, param="model", code="model_not_found")
+
+
+def test_row_69_adapters_that_do_not_fit(server: QaServer) -> None:
+    refused(server.post("/v1/load_lora_adapter", {"lora_name": "a", "lora_path": "/tmp"}), 404)
+
+
+def test_row_70_loading_and_unloading_adapters(server: QaServer) -> None:
+    for path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
+        refused(server.post(path, {"lora_name": "a"}), 404)
+
+
+@pytest.mark.parametrize("path", ["/v1/batches", "/v1/files", "/v1/uploads"])
+def test_row_71_batches_and_files(server: QaServer, path: str) -> None:
+    refused(server.post(path, {"input_file_id": "x", "endpoint": "http://127.0.0.1/"}), 404)
+
+
+@pytest.mark.parametrize("path", ADMIN)
+def test_row_72_administration(server: QaServer, path: str) -> None:
+    refused(server.get(path), 404)
+    refused(server.post(path, {}), 404)
+
+
+# ---------------------------------------------------------------------- J. gateway: not there
+
+
+def test_row_76_headers_of_gateways_mean_nothing(server: QaServer) -> None:
+    headers = [
+        "routing-strategy: nonsense", "target-pod: 10.0.0.1:8000", "user: admin", "x-forwarded-for: 10.0.0.1",
+        "x-forwarded-proto: https", "x-forwarded-host: other", "forwarded: for=10.0.0.1", "x-forwarded-prefix: /admin",
+    ]  # fmt: skip
+    plain, dressed = server.get("/v1/models"), server.get("/v1/models", *headers)
+    assert (dressed.status, dressed.body) == (plain.status, plain.body) == (200, plain.body)
