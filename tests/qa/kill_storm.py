@@ -1,0 +1,144 @@
+"""`kill_storm.py [MODEL]`: SIGKILL of the engine process under many streams, round after round, loses nothing.
+
+Every round opens the same streams (greedy, seeded, several samples, log-probabilities), kills the engine process at
+random moments while all of them run (the next one too, loaded or not, with --kills), and compares each byte with a run
+that nobody disturbed. Without MODEL a tiny one of random weights is made. Exits with 1 when anything differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import signal
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).parent.parent))
+
+from qa_server import QaServer, serve
+from tiny_model import write_tiny_model
+
+VARIABLE = re.compile(rb'"id":"[^"]*"|"created":\d+')  # a stream's own name and time
+WAYS: list[dict[str, Any]] = [
+    {"temperature": 0},
+    {"temperature": 0.9, "seed": 7, "top_p": 0.9},
+    {"temperature": 1.0, "seed": 11, "n": 2, "logprobs": 1},
+    {"temperature": 0, "presence_penalty": 0.7, "repetition_penalty": 1.2},
+]
+
+
+class Streams:
+    """Some streams at once; how far each has come, and in the end all their bytes."""
+
+    def __init__(self, server: QaServer, count: int, max_tokens: int) -> None:
+        self._server = server
+        self.received = [b""] * count
+        self._threads = [
+            threading.Thread(target=self._read, args=(place, max_tokens), daemon=True) for place in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _read(self, place: int, max_tokens: int) -> None:
+        body = {"prompt": f"Story number {place}:", "stream": True, "ignore_eos": True, "max_tokens": max_tokens}
+        request = self._server.request("/v1/completions", {**body, **WAYS[place % len(WAYS)]})
+        with self._server.connect() as connection:
+            connection.settimeout(None)
+            connection.sendall(request)
+            while part := connection.recv(65536):
+                self.received[place] += part
+
+    @property
+    def least(self) -> int:
+        """Events of the stream that has fewest."""
+        return min(received.count(b"data: ") for received in self.received)
+
+    def contents(self) -> list[bytes]:
+        """Whole, less what differs between any two runs."""
+        for thread in self._threads:
+            thread.join()
+        return [VARIABLE.sub(b"", received.partition(b"\r\n\r\n")[2]) for received in self.received]
+
+
+def engine_pid(server: QaServer) -> int:
+    """Of the engine process that is there now, or as soon as there is one."""
+    while not (children := Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()):
+        time.sleep(0.001)
+    return int(children[0])
+
+
+def kill_engine(server: QaServer, times: int) -> list[int]:
+    victims: list[int] = []
+    while len(victims) < times:
+        victim = engine_pid(server)
+        if victim in victims:
+            time.sleep(0.001)
+            continue
+        if victims:
+            time.sleep(random.uniform(0.0, 2.0))
+        os.kill(victim, signal.SIGKILL)
+        victims.append(victim)
+    return victims
+
+
+def storm(server: QaServer, rounds: int, kills: int, count: int, max_tokens: int) -> int:
+    """How many streams differed."""
+    expected = Streams(server, count, max_tokens).contents()
+    assert all(b"[DONE]" in content for content in expected), expected
+    lost = 0
+    for number in range(1, rounds + 1):
+        began = time.monotonic()
+        streams = Streams(server, count, max_tokens)
+        kill_after = random.randrange(1, max_tokens // 2)
+        while streams.least < kill_after:
+            time.sleep(0.001)
+        victims = kill_engine(server, kills)
+        contents = streams.contents()
+        different = [place for place in range(count) if contents[place] != expected[place]]
+        lost += len(different)
+        say(
+            f"round {number}: engine {victims} killed after {kill_after} events of the slowest of {count} streams; "
+            f"{count - len(different)} equal after {time.monotonic() - began:.1f} s, different: {different or 'none'}"
+        )
+    return lost
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def check_books(server: QaServer, restarts: int) -> None:
+    accepted, completed, errored, cancelled = (
+        server.metric(f"requests_{name}_total") for name in ("accepted", "completed", "errored", "cancelled")
+    )
+    assert (errored, cancelled) == (0, 0), (errored, cancelled)
+    assert accepted == completed, (accepted, completed)
+    assert 0 < server.metric("core_restarts_total") <= restarts, "one that was killed while it loaded does not count"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("model", nargs="?", type=Path)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=1, help="in a round")
+    parser.add_argument("--streams", type=int, default=32)
+    parser.add_argument("--max-tokens", type=int, default=64)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        model = options.model or write_tiny_model(Path(folder))
+        with serve(model, Path(folder), "--max-model-len", "1024") as server:
+            lost = storm(server, options.rounds, options.kills, options.streams, options.max_tokens)
+            check_books(server, options.rounds * options.kills)
+    say(f"{options.rounds * options.kills} kills under {options.streams} streams: {lost} streams lost or changed")
+    return 1 if lost else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
