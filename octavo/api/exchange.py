@@ -187,7 +187,7 @@ async def cancelled_by_disconnect(receive: Receive, answer: Answer) -> AsyncIter
 class RequestLog:
     """The outermost layer: gives each request its id, sets `x-request-id`, counts it, writes one access-log line.
 
-    The line holds method, path, status, milliseconds and id; never a query string, header or body.
+    The line holds method, path, status, milliseconds, id and whose key it was; never a query string, header or body.
     """
 
     def __init__(self, app: ASGIApp, traffic: Traffic) -> None:
@@ -224,14 +224,16 @@ class RequestLog:
 
 def _log_access(scope: Scope, status: int, seconds: float) -> None:
     state = scope["state"]
+    tenant = f" {state['tenant'].name}" if "tenant" in state else ""
     outcome = f" ({state['outcome']})" if "outcome" in state else ""
     access_logger.log(
         logging.DEBUG if scope["path"] in _QUIET_PATHS else logging.INFO,
-        "%s %s %s %.0fms %s%s",
+        "%s %s %s %.0fms %s%s%s",
         scope["method"],
         quote(scope["path"], safe="/:@!$&'()*+,;=-._~")[:200],
         status or "-",
         seconds * 1000,
         state["request_id"],
+        tenant,
         outcome,
     )

@@ -69,6 +69,7 @@ class FakeEngine:
     error: Exception | None = None
     fail_after: int = 0  # steps before `error`
     hang_after: int | None = None  # steps before waiting for ever
+    gate: asyncio.Event | None = None  # no step before it is set
     step_seconds: float = 0.0
     ready: bool = True
     moving: bool = True
@@ -140,6 +141,8 @@ class FakeEngine:
             self.steps = step
             if self.hang_after == step:
                 await asyncio.Event().wait()
+            if self.gate is not None:
+                await self.gate.wait()
             await asyncio.sleep(self.step_seconds)
             outputs = [script.next() for script in scripts if not script.done]
             yield RequestOutput(

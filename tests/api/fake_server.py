@@ -35,4 +35,4 @@ async def serving(
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(asyncio.wait_for(scenario(), 20))  # type: ignore[arg-type]
+        runner.run(asyncio.wait_for(scenario(), 120))  # type: ignore[arg-type]

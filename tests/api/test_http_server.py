@@ -17,8 +17,9 @@ import pytest
 from fake_engine import FakeEngine, chat, completion
 from fake_server import run, serving
 
+from octavo.api.app import build_app
 from octavo.api.limits import Limits
-from octavo.api.server import bind
+from octavo.api.server import Server, bind, bind_admin
 from octavo.config import ServerConfig
 from octavo.errors import ConfigError, RequestFailed
 
@@ -169,6 +170,51 @@ def test_a_client_that_does_not_read_stops_only_its_own_stream() -> None:
     run(scenario)
 
 
+def test_clients_that_never_read_are_cut_off_and_their_requests_end() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(reply=lambda prompt, _: "x" * (10**6 if len(prompt) == 2 else 3), max_model_len=10**7)
+        limits = Limits(unread_seconds=0.1)
+        async with serving(engine, limits=limits) as (server, port), httpx.AsyncClient() as web:
+            data = json.dumps(completion("a", stream=True, max_tokens=10**6)).encode()
+            head = HEAD.replace(b"/tokenize", b"/v1/completions")
+            stalled = []
+            for _ in range(3):
+                client = socket.socket()
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                client.connect(("127.0.0.1", port))
+                client.sendall(head + b"content-length: %d\r\n\r\n" % len(data) + data)
+                stalled.append(client)
+            await until(lambda: len(engine.running) == 3)
+            while engine.running:
+                reply = await web.post(f"http://127.0.0.1:{port}/v1/completions", json=completion("ab"))
+                assert reply.json()["choices"][0]["text"] == "xxx"
+            assert len(engine.aborted) == 3
+            await until(lambda: len(server.server_state.connections) <= 1)  # httpx keeps its own
+            for client in stalled:
+                client.close()
+
+    run(scenario)
+
+
+def test_a_slow_reader_who_does_read_gets_everything() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(reply=lambda prompt, _: "x" * 5000, max_model_len=10**6)
+        async with serving(engine, limits=Limits(unread_seconds=0.2)) as (_, port):
+            data = json.dumps(completion("a", stream=True, max_tokens=5000)).encode()
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=4096)
+            writer.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            head = HEAD.replace(b"/tokenize", b"/v1/completions")
+            writer.write(head + b"content-length: %d\r\nconnection: close\r\n\r\n" % len(data) + data)
+            answer = b""
+            while part := await reader.read(16384):
+                answer += part
+                await asyncio.sleep(0)
+            assert b"data: [DONE]" in answer
+            writer.close()
+
+    run(scenario)
+
+
 # ---------------------------------------------------------------------- what arrives malformed
 
 BAD_REQUESTS = [
@@ -281,15 +327,85 @@ def test_javas_offer_of_http2_is_declined_without_losing_the_body(framing: str) 
 
 def test_shutdown_lets_requests_finish_and_refuses_new_ones() -> None:
     async def scenario() -> None:
-        engine = FakeEngine(step_seconds=0.02)
-        async with serving(engine, limits=QUICK) as (server, port), httpx.AsyncClient() as web:
-            reply = asyncio.create_task(web.post(f"http://127.0.0.1:{port}{CHAT}", json=chat()))
+        engine = FakeEngine(gate=asyncio.Event())
+        async with (
+            serving(engine) as (server, port),
+            httpx.AsyncClient() as web,
+            httpx.AsyncClient() as idle,
+            httpx.AsyncClient() as new,
+        ):
+            url = f"http://127.0.0.1:{port}"
+            await idle.get(f"{url}/live")  # a connection that is kept open
+            reply = asyncio.create_task(web.post(f"{url}{CHAT}", json=chat()))
             await until(lambda: bool(engine.running))
             server.stop()
+            for client in (idle, new):
+                for answer in (await client.get(f"{url}/ready"), await client.post(f"{url}{CHAT}", json=chat())):
+                    assert (answer.status_code, answer.headers["connection"]) == (503, "close")
+                    assert answer.json()["error"]["code"] == "shutting_down"
+            assert not reply.done()
+            engine.gate.set()
             assert (await reply).json()["choices"][0]["message"]["content"] == "Hello, wörld! 0"
-            await until(lambda: not server.server_state.connections)
             with pytest.raises(httpx.ConnectError):
-                await web.get(f"http://127.0.0.1:{port}/live")
+                while True:
+                    await web.get(f"{url}/live")
+
+    run(scenario)
+
+
+def test_idle_connections_and_half_sent_requests_hold_up_no_shutdown() -> None:
+    async def scenario() -> None:
+        async with serving() as (server, port), httpx.AsyncClient() as idle:
+            await idle.get(f"http://127.0.0.1:{port}/live")
+            half = asyncio.create_task(talk(port, HEAD + b"content-length: 100\r\n\r\n{"))
+            quarter = asyncio.create_task(talk(port, b"GET /live HT"))
+            await until(lambda: len(server.server_state.connections) == 3 and len(server.server_state.tasks) == 1)
+            server.stop()
+            assert b"shutting_down" in await half
+            assert await quarter == b""
+
+    run(scenario)
+
+
+def test_more_connections_than_there_may_be_are_refused() -> None:
+    async def scenario() -> None:
+        async with serving(limits=Limits(connections=2)) as (_, port):
+            request = b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n"
+            kept = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+            for reader, writer in kept:
+                writer.write(request)
+                assert status(await reader.readuntil(b"}")) == 200
+            answer = await talk(port, request)
+            assert status(answer) == 503
+            assert b"retry-after: 1\r\n" in answer
+            assert body(answer)["error"]["type"] == "overloaded_error"
+            kept[0][1].close()
+            while status(await talk(port, request.replace(b"host", b"connection: close\r\nhost"))) != 200:
+                pass
+            kept[1][1].close()
+
+    run(scenario)
+
+
+def test_the_admin_port_has_the_metrics_and_nothing_else() -> None:
+    async def scenario() -> None:
+        config = ServerConfig(port=0, admin_port=0, api_key=("k",))
+        server = Server(build_app(FakeEngine(), config), config)
+        listener, admin = bind(config), bind_admin(config)
+        assert admin is not None
+        public_url, admin_url = (f"http://127.0.0.1:{each.getsockname()[1]}" for each in (listener, admin))
+        task = asyncio.create_task(server.run_on(listener, admin))
+        await server.listening.wait()
+        async with httpx.AsyncClient(headers={"authorization": "Bearer k"}) as web:
+            assert (await web.post(f"{public_url}{CHAT}", json=chat())).status_code == 200
+            assert (await web.get(f"{public_url}/metrics")).status_code == 404
+            assert "octavo:http_requests_total" in (await web.get(f"{admin_url}/metrics")).text
+            assert (await web.get(f"{admin_url}/ready")).status_code == 200
+            assert (await web.post(f"{admin_url}{CHAT}", json=chat())).status_code == 404
+            without = await web.get(f"{admin_url}/metrics", headers={"authorization": ""})
+            assert without.status_code == 401
+        server.stop()
+        await task
 
     run(scenario)
 
