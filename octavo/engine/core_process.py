@@ -108,7 +108,6 @@ def _add(core: EngineCore, request: Request) -> list[Output]:
         message = error.message
     except Exception:
         logger.exception("request %s could not be admitted", request.request_id)
-        core.abort(request.request_id)
         fault, message = "failed", "the request could not be admitted; see the server's log"
     return [Output(request.request_id, finish_reason="error", error=message, fault=fault)]
 

@@ -65,8 +65,8 @@ class Core(Protocol):
 class CoreProcess:
     """A process of this machine. It imports its libraries while we look for the model."""
 
-    def __init__(self) -> None:
-        self._process, self._connection = start("octavo.engine.core_process")
+    def __init__(self, module: str = "octavo.engine.core_process") -> None:
+        self._process, self._connection = start(module)
 
     async def open(self, config: EngineConfig, checkpoint: Checkpoint) -> Channel:
         channel = await Channel.open(self._connection)

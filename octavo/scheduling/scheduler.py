@@ -78,15 +78,11 @@ class Scheduler:
             )
         if request.resumes is None:
             self._check_queue(length)
-        group = Group(
-            request,
-            self._policy(request, self._arrivals),
-            frozenset(request.end_token_ids),
-            forked=bool(request.resumes),
-        )
-        self._arrivals += 1
-        self._groups[request.request_id] = group
+        key = self._policy(request, self._arrivals)
         root = self.prefix_cache.root(request.adapter, request.cache_salt)
+        group = Group(request, key, frozenset(request.end_token_ids), forked=bool(request.resumes))
+        self._arrivals += 1
+        self._groups[request.request_id] = group  # from here on nothing can fail
         for known in request.resumes or [Continuation(0, [])]:
             tokens = [*request.prompt_token_ids, *known.token_ids]
             seed = fork_seed(request.seed, known.index)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import pytest
+from letters import CHECKPOINT, Letters
 from msgspec import structs
 
-from octavo.checkpoint import Checkpoint
 from octavo.config import EngineConfig
 from octavo.engine.async_engine import AsyncLLMEngine
 from octavo.engine.channel import Abort, Add, Began, Stepped
@@ -21,22 +20,6 @@ from octavo.request import Continuation, Logprobs, Output, SamplingParams
 
 READY = Ready(Capacity(num_blocks=8, block_size=4, max_model_len=20_000, vocab_size=200))
 GREEDY = SamplingParams(temperature=0.0, max_tokens=3)
-
-
-class Letters:
-    eos_token_ids = (0,)
-    special_ids = frozenset({0})
-    chat_template = None
-    bos_token = eos_token = None
-
-    def encode(self, text, add_special_tokens=True):
-        return [ord(letter) for letter in text]
-
-    def token(self, token_id):
-        return chr(token_id)
-
-    def token_bytes(self, token_id):
-        return chr(token_id).encode()
 
 
 class FakeCore:
@@ -89,10 +72,9 @@ class Stage:
     """An engine whose cores are ready at once, and the present one."""
 
     def __init__(self, *, first=READY, later=READY, **config) -> None:
-        checkpoint = Checkpoint(name="letters", path=Path("x"), format="dummy", config={"model_type": "x"})
         self.later = later
         self.cores: list[FakeCore] = []
-        self.engine = AsyncLLMEngine(EngineConfig.of(**config), checkpoint, Letters(), lambda: self.start(self.later))
+        self.engine = AsyncLLMEngine(EngineConfig.of(**config), CHECKPOINT, Letters(), lambda: self.start(self.later))
         self.engine.run(self.start(first))
 
     def start(self, says) -> FakeCore:
@@ -294,7 +276,9 @@ def test_a_stream_goes_on_in_the_next_core():
     run(play)
 
 
-def test_suspects_board_one_at_a_time_and_the_killer_alone_is_refused():
+def test_suspects_board_one_at_a_time_and_the_killer_alone_is_refused(monkeypatch):
+    monkeypatch.setattr("octavo.engine.supervisor._BACKOFF_SECONDS", 0.0)
+
     async def play():
         stage = Stage()
         names = ["a", "killer", "b"]
@@ -342,7 +326,7 @@ def test_a_silent_core_is_killed_and_replaced_but_only_when_it_owes_something():
     run(play)
 
 
-def test_a_request_made_while_no_core_is_up_waits_for_one(monkeypatch):
+def test_a_request_made_while_no_core_is_up_waits_for_one():
     async def play():
         stage = Stage()
         await stage.engine.wait_ready()

@@ -6,11 +6,12 @@ import socket
 import threading
 
 import pytest
+from msgspec import structs
 
 from octavo.config import EngineConfig
-from octavo.engine.channel import Abort, Add, FromCore, Stepped, ToCore
+from octavo.engine.channel import Abort, Add, Began, FromCore, Stepped, ToCore
 from octavo.engine.core import EngineCore
-from octavo.engine.core_process import run
+from octavo.engine.core_process import run, turn
 from octavo.frames import FrameSocket
 from octavo.plan import Capacity, RowResult, StepPlan, StepResult
 from octavo.request import Request, SamplingParams
@@ -26,6 +27,10 @@ class Counter:
         return StepResult(plan.step, [row for row in rows if row.token_ids])
 
     def close(self) -> None: ...
+
+
+class Large(Counter):
+    capacity = Capacity(num_blocks=64, block_size=4, max_model_len=256, vocab_size=100)
 
 
 @pytest.fixture
@@ -94,6 +99,35 @@ def test_a_full_queue_refuses_with_a_hint_to_retry(line):
     assert errors
     assert all(output.fault == "overloaded" for output in errors.values())
     assert all(len(tokens[name]) == 20 for name in names if name not in errors)
+
+
+def test_a_fault_while_a_request_is_admitted_ends_it_alone(line, monkeypatch, caplog):
+    link, core = line
+    whole = core.scheduler.prefix_cache.root
+
+    def root(adapter, salt):
+        if salt == "bad":
+            raise RuntimeError("a fault of ours")
+        return whole(adapter, salt)
+
+    monkeypatch.setattr(core.scheduler.prefix_cache, "root", root)
+    bad = request("bad").request
+    link.send(Add(structs.replace(bad, cache_salt="bad")))
+    link.send(request("fine"))
+    tokens, errors, _ = collect(link, "bad", "fine")
+    assert errors["bad"].fault == "failed"
+    assert tokens["fine"] == [3, 4, 5, 6]
+    assert "a fault of ours" in caplog.text
+    assert core.scheduler._queued_requests == 0
+
+
+def test_only_large_steps_are_announced():
+    core = EngineCore(EngineConfig(), Large())
+    said: list[FromCore] = []
+    turn(core, [request("large", length=100)], said.append)
+    turn(core, [], said.append)
+    assert [type(message) for message in said] == [Began, Stepped, Stepped]
+    assert [message.step.work for message in said[1:]] == [said[0].work, pytest.approx(1.0, abs=0.2)]
 
 
 def test_an_abort_while_idle_reports_an_empty_core(line):
