@@ -24,6 +24,7 @@ from octavo.errors import InvalidRequest, Overloaded
 logger = logging.getLogger("octavo.api")
 
 _FRAMING = (b"content-length", b"transfer-encoding")
+_SEND_BUFFER = 2**18  # bytes the kernel may keep for a client that does not read; by itself it would go up to megabytes
 _DEAD_PEER_SECONDS = 30  # how long a peer that answers nothing, not even to the kernel, counts as there
 
 
@@ -45,7 +46,9 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
-        _notice_dead_peers(transport.get_extra_info("socket"))
+        if (sock := transport.get_extra_info("socket")) is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+            _notice_dead_peers(sock)
         self._expect_by(self._limits.header_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -218,7 +221,7 @@ def _response(status: int, message: str) -> bytes:
 
 def _notice_dead_peers(sock: Any) -> None:
     """Have the kernel probe silent peers, so that a vanished client's requests end."""
-    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (

@@ -55,6 +55,10 @@ async def tokenize(call: Call) -> Response:
     request = await call.read(TokenizeRequest, _UNSUPPORTED)
     check_model(engine, request.model)
     text, special = await _text(engine, request)
+    if len(text) > limits.TOKENIZED_CHARACTERS:
+        param = "messages" if request.prompt is None else "prompt"
+        message = f"Invalid '{param}': must have at most {limits.TOKENIZED_CHARACTERS} characters."
+        raise InvalidRequest(message, param=param, code="string_above_max_length")
     tokens = await asyncio.to_thread(engine.tokenizer.encode, text, special)  # be it longer than the context
     answer = TokenizeResponse(count=len(tokens), max_model_len=engine.max_model_len, tokens=tokens)
     if request.return_token_strs:

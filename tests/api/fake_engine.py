@@ -10,6 +10,7 @@ import asyncio
 import codecs
 import json
 from collections.abc import AsyncIterator, Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,6 +71,7 @@ class FakeEngine:
     fail_after: int = 0  # steps before `error`
     hang_after: int | None = None  # steps before waiting for ever
     gate: asyncio.Event | None = None  # no step before it is set
+    seats: asyncio.Semaphore | None = None  # of which a request needs one for its steps
     step_seconds: float = 0.0
     ready: bool = True
     moving: bool = True
@@ -105,8 +107,9 @@ class FakeEngine:
         assert request_id not in self.running
         self.running.add(request_id)
         try:
-            async for output in self._steps(prompt, sampling_params, request_id):
-                yield output
+            async with self.seats or nullcontext():
+                async for output in self._steps(prompt, sampling_params, request_id):
+                    yield output
         except GeneratorExit:
             self.aborted.append(request_id)
             raise
@@ -159,7 +162,7 @@ class FakeEngine:
 
 class Script:
     def __init__(self, text: str, index: int, params: SamplingParams | BeamSearchParams, room: int) -> None:
-        self.tokens = list(text.encode())
+        self.tokens = text.encode()
         self.index = index
         self.top = getattr(params, "logprobs", None)
         self.room = room

@@ -346,9 +346,13 @@ def test_shutdown_lets_requests_finish_and_refuses_new_ones() -> None:
             assert not reply.done()
             engine.gate.set()
             assert (await reply).json()["choices"][0]["message"]["content"] == "Hello, wörld! 0"
-            with pytest.raises(httpx.ConnectError):
+
+            async def ask_until_nobody_answers() -> None:
                 while True:
                     await web.get(f"{url}/live")
+
+            with pytest.raises(httpx.ConnectError):
+                await ask_until_nobody_answers()
 
     run(scenario)
 

@@ -50,6 +50,15 @@ def test_tokenize_a_prompt() -> None:
     assert client.post("/tokenize", {"prompt": ""}).json["count"] == 1
 
 
+def test_a_text_to_tokenize_may_exceed_the_context_but_not_everything() -> None:
+    client = Client()
+    assert client.post("/tokenize", {"prompt": "x" * 1000}).json["count"] == 1001
+    for body in ({"prompt": "x" * (2**22 + 1)}, {"messages": [{"role": "user", "content": "x" * 2**22}]}):
+        reply = client.post("/tokenize", body)
+        assert reply.error["code"] == "string_above_max_length"
+        assert reply.error["param"] in body
+
+
 def test_tokenize_messages_as_chat_would() -> None:
     client = Client()
     messages = [{"role": "user", "content": "x"}]
