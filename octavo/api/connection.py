@@ -18,6 +18,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from octavo.api.limits import Limits
+from octavo.api.traffic import Traffic
 from octavo.api.wire import error_body
 from octavo.errors import InvalidRequest, Overloaded
 
@@ -29,9 +30,10 @@ _DEAD_PEER_SECONDS = 30  # how long a peer that answers nothing, not even to the
 
 
 class Connection(HttpToolsProtocol):
-    def __init__(self, *args: Any, limits: Limits, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, limits: Limits, traffic: Traffic, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._limits = limits
+        self._traffic = traffic
         self._deadline: asyncio.TimerHandle | None = None
         self._phase: Literal["idle", "head", "body"] = "idle"  # of what the client is sending
         self._head_bytes = 0  # received since the chunk in which the head began
@@ -190,6 +192,8 @@ class Connection(HttpToolsProtocol):
         earlier = bool(self.pipeline) or (receiving is None and self._answering)
         if not earlier and (receiving is None or not receiving.response_started):
             self.transport.write(_response(status, message))
+            if receiving is None:  # the app never sees it
+                self._traffic.count("none", status, "complete")
         if receiving is not None and not receiving.response_complete:
             receiving.disconnected = True  # its handler waits for the rest of the body
             receiving.message_event.set()

@@ -159,7 +159,12 @@ class Server(uvicorn.Server):
             if not face.loaded:
                 face.load()
             connect = functools.partial(
-                Connection, config=face, server_state=self.server_state, app_state={}, limits=self._limits
+                Connection,
+                config=face,
+                server_state=self.server_state,
+                app_state={},
+                limits=self._limits,
+                traffic=self.desk.traffic,
             )
             self.servers.append(await loop.create_server(connect, sock=listener, ssl=face.ssl, backlog=face.backlog))
         self.started = True

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import resource
 import socket
 import ssl
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from fake_engine import FakeEngine, chat, completion
 from fake_server import run, serving
 
 from octavo.api.app import build_app
-from octavo.api.limits import Limits
+from octavo.api.limits import Limits, possible_connections
 from octavo.api.server import Server, bind, bind_admin
 from octavo.config import ServerConfig
 from octavo.errors import ConfigError, RequestFailed
@@ -259,6 +262,9 @@ def test_slow_requests_are_closed_at_their_deadline() -> None:
             assert [status(answer) for answer in answers] == [408, 408, 408]
             await until(lambda: not server.server_state.connections)
             assert not server.server_state.tasks
+            counted = server.desk.traffic.render()
+            assert b'outcome="complete",path="none",status="408"} 2.0' in counted
+            assert b'outcome="left",path="/tokenize",status="0"} 1.0' in counted
 
     run(scenario)
 
@@ -389,6 +395,60 @@ def test_more_connections_than_there_may_be_are_refused() -> None:
             kept[1][1].close()
 
     run(scenario)
+
+
+def test_without_descriptors_existing_streams_live_and_new_ones_come_later() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(gate=asyncio.Event())
+        async with serving(engine) as (_, port):
+            data = json.dumps(chat(stream=True)).encode()
+            head = HEAD.replace(b"/tokenize", CHAT.encode()) + b"connection: close\r\n"
+            stream = asyncio.create_task(talk(port, head + b"content-length: %d\r\n\r\n" % len(data) + data))
+            await until(lambda: bool(engine.running))
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            held = [os.open(os.devnull, os.O_RDONLY)]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (held[0] + 20, hard))
+            try:
+                client = socket.socket()
+                with suppress(OSError):
+                    while True:
+                        held.append(os.open(os.devnull, os.O_RDONLY))
+                client.setblocking(False)
+                loop = asyncio.get_running_loop()
+                await loop.sock_connect(client, ("127.0.0.1", port))
+                with suppress(ConnectionResetError):
+                    assert await loop.sock_recv(client, 100) == b""  # let go of, not left waiting
+                engine.gate.set()
+                assert b"data: [DONE]" in await stream
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                for descriptor in held:
+                    os.close(descriptor)
+                client.close()
+            assert status(await talk(port, b"GET /live HTTP/1.1\r\nconnection: close\r\n\r\n")) == 200
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "possible", "raised_to"),
+    [
+        (1024, 2**20, 8192, 8192 + 128),
+        (1024, 4096, 4096 - 128, 4096),
+        (2**16, 2**16, 8192, None),
+        (100, 100, 1, 100),
+        (1024, resource.RLIM_INFINITY, 8192, 8192 + 128),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, 8192, None),
+    ],
+)
+def test_as_many_connections_as_there_can_be_descriptors_for(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, possible: int, raised_to: int | None
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, both: asked.append(both))
+    assert possible_connections(8192) == possible
+    assert asked == ([] if raised_to is None else [(raised_to, hard)])
 
 
 def test_the_admin_port_has_the_metrics_and_nothing_else() -> None:
