@@ -1,12 +1,13 @@
 """Child processes of octavo: started over a socket pair, handed their setup, reporting ready or why not.
 
-A child inherits one end of the pair and ends when it closes, in the middle of a step if need be, so none outlives its
-parent. Everything on the wire is data of `octavo.frames`; a child is a module run by the same interpreter, so no code
-travels.
+A child inherits one end of the pair and ends when it closes, in the middle of a step if need be; the kernel ends one
+that cannot. So none outlives its parent. Everything on the wire is data of `octavo.frames`; a child is a module run by
+the same interpreter, so no code travels.
 """
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import logging
 import os
@@ -26,6 +27,7 @@ from octavo.errors import CheckpointError, ConfigError, EngineDead, OctavoError
 from octavo.plan import Capacity
 
 STACK_SIGNAL = signal.SIGUSR1  # a child writes its stack to stderr
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 _CLOSE_SECONDS = 5.0
 _LEAVE_SECONDS = 1.0  # for a child to end by itself when its parent is gone
 LOG_FORMAT = "%(levelname)s %(message)s"
@@ -37,6 +39,7 @@ class Setup(Struct, frozen=True, tag=True):
     config: EngineConfig
     checkpoint: Checkpoint
     log_level: str
+    tied: bool  # the thread that started the child lives as long as its process
 
 
 class Ready(Struct, frozen=True, tag=True):
@@ -62,7 +65,8 @@ class Failed(Struct, frozen=True, tag=True):
 
 
 def setup(config: EngineConfig, checkpoint: Checkpoint) -> Setup:
-    return Setup(config, checkpoint, logging.getLevelName(logging.getLogger("octavo").getEffectiveLevel()))
+    level = logging.getLevelName(logging.getLogger("octavo").getEffectiveLevel())
+    return Setup(config, checkpoint, level, tied=threading.current_thread() is threading.main_thread())
 
 
 def start(module: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
@@ -93,6 +97,13 @@ def enter_child(descriptor: int) -> socket.socket:
     os.set_inheritable(descriptor, False)  # a child of this child would keep the line open
     threading.Thread(target=_leave_with_parent, args=(descriptor,), daemon=True).start()
     return socket.socket(fileno=descriptor)
+
+
+def settle(setup: Setup) -> None:
+    """What every child does when it knows its setup."""
+    configure_logging(setup.log_level)
+    if setup.tied:  # the kernel means the thread: one that ends early would take its child along
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _leave_with_parent(descriptor: int) -> None:

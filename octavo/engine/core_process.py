@@ -15,10 +15,10 @@ import msgspec
 
 from octavo.engine.channel import UNANNOUNCED_WORK, Abort, Add, Began, FromCore, Stepped, ToCore
 from octavo.engine.core import EngineCore, StepOutputs, work
-from octavo.errors import InvalidRequest, OctavoError, Overloaded
+from octavo.errors import EngineDead, InvalidRequest, OctavoError, Overloaded
 from octavo.execution.executor import make_executor
 from octavo.frames import FrameSocket
-from octavo.processes import Failed, Ready, Setup, configure_logging, enter_child
+from octavo.processes import Failed, Ready, Setup, enter_child, settle
 from octavo.request import Fault, Output, Request
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def main(descriptor: int) -> None:
     except EOFError:
         return
     assert isinstance(setup, Setup)
-    configure_logging(setup.log_level)
+    settle(setup)
     try:
         executor = make_executor(setup.config, setup.checkpoint)
     except OctavoError as error:
@@ -45,6 +45,9 @@ def main(descriptor: int) -> None:
         run(core, link)
     except ConnectionError:
         pass  # the API process went away while we answered
+    except EngineDead as error:  # a worker is gone
+        logger.error("%s", error.message)
+        sys.exit(1)
     finally:
         core.close()
 

@@ -15,7 +15,7 @@ from octavo.config import EngineConfig
 from octavo.errors import EngineDead, OctavoError
 from octavo.frames import FrameSocket
 from octavo.plan import StepPlan, StepResult
-from octavo.processes import Failed, Ready, Setup, configure_logging, end, enter_child, setup, start
+from octavo.processes import Failed, Ready, Setup, end, enter_child, settle, setup, start
 
 
 class Step(Struct, frozen=True, tag=True):
@@ -61,11 +61,17 @@ class MultiprocessExecutor:
 def main(descriptor: int) -> None:
     """The worker process: set up, then a result per plan until the engine hangs up."""
     link: FrameSocket[Setup | Step] = FrameSocket(enter_child(descriptor), Setup | Step)
+    with suppress(EOFError, ConnectionError):
+        serve(link)
+
+
+def serve(link: FrameSocket[Setup | Step]) -> None:
+    """Raises EOFError or ConnectionError when the engine is gone."""
     from octavo.execution.worker import Worker
 
     first = link.receive()
     assert isinstance(first, Setup)
-    configure_logging(first.log_level)
+    settle(first)
     try:
         worker = Worker(first.config, first.checkpoint)
     except OctavoError as error:
@@ -73,10 +79,7 @@ def main(descriptor: int) -> None:
         return
     link.send(Ready(worker.capacity))
     while True:
-        try:
-            step = link.receive()
-        except (EOFError, ConnectionError):
-            return
+        step = link.receive()
         assert isinstance(step, Step)
         link.send(Done(worker.run(step.plan)))
 

@@ -7,21 +7,26 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
-from fragile_core import BUSY, CRASH, HANG, RAISE
+from fragile_core import CRASH, HANG, RAISE
 from letters import CHECKPOINT, Letters
 
 from octavo.config import EngineConfig
 from octavo.engine.async_engine import AsyncLLMEngine
+from octavo.engine.channel import Abort, FromCore, Stepped
 from octavo.engine.supervisor import CoreProcess
 from octavo.errors import EngineDead, RequestFailed
+from octavo.frames import FrameSocket
+from octavo.processes import Ready, end, setup, start
 from octavo.request import SamplingParams
 
 HERE = Path(__file__).parent
 PARENT = """
-import sys
+import sys, threading
+from fragile_core import BUSY
 from letters import CHECKPOINT
 from octavo.config import EngineConfig
 from octavo.engine.channel import Add, FromCore
@@ -29,15 +34,19 @@ from octavo.frames import FrameSocket
 from octavo.processes import setup, start
 from octavo.request import Request, SamplingParams
 
-_, connection = start("fragile_core")
-link = FrameSocket(connection, FromCore)
-link.send(setup(EngineConfig(), CHECKPOINT))
-params = SamplingParams()
-link.send(Add(Request(request_id="r", prompt_token_ids=[int(sys.argv[1])], params=params, max_tokens=2, seed=0)))
-sys.stdout.write("started\\n")
-sys.stdout.flush()
-while True:
-    link.receive()
+def main():
+    _, connection = start("fragile_core")
+    link = FrameSocket(connection, FromCore)
+    link.send(setup(EngineConfig(), CHECKPOINT))
+    params = SamplingParams()
+    link.send(Add(Request(request_id="r", prompt_token_ids=[BUSY], params=params, max_tokens=2, seed=0)))
+    while True:
+        link.receive()
+
+if "thread" in sys.argv:
+    threading.Thread(target=main).start()
+else:
+    main()
 """
 
 
@@ -129,11 +138,30 @@ def test_a_module_that_cannot_run_is_told_at_once():
     asyncio.run(asyncio.wait_for(main(), 60))
 
 
-def test_a_child_leaves_in_the_middle_of_a_step_when_its_parent_is_killed():
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(BUSY)], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    assert {parent.stdout.readline() for _ in range(2)} == {"started\n", "busy\n"}
-    parent.kill()
-    parent.wait()
-    with parent.stdout:
-        assert parent.stdout.read() == ""  # ends when the child, who has it too, is gone
+@pytest.mark.parametrize("place", ["main", "thread"])
+def test_a_child_leaves_in_the_middle_of_a_step_when_its_parent_is_killed(place):
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, place], stdout=subprocess.PIPE, text=True)
+    with parent, parent.stdout as said:
+        assert said.readline() == "busy\n"
+        parent.kill()
+        assert said.read() == ""  # ends when the child, who has it too, is gone
+
+
+def test_a_child_outlives_a_thread_that_started_it():
+    links: list[FrameSocket[FromCore]] = []
+
+    def begin() -> None:
+        process, connection = start("fragile_core")
+        processes.append(process)
+        links.append(FrameSocket(connection, FromCore))
+        links[0].send(setup(EngineConfig(), CHECKPOINT))
+        assert isinstance(links[0].receive(), Ready)
+
+    processes: list[subprocess.Popen[bytes]] = []
+    thread = threading.Thread(target=begin)
+    thread.start()
+    thread.join()
+    links[0].send(Abort("never there"))
+    assert isinstance(links[0].receive(), Stepped)
+    links[0].close()
+    assert end(processes[0]) == 0
