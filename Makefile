@@ -10,6 +10,7 @@ SHELL := /bin/bash
 
 PYTHON ?=
 ARGS ?=
+SECONDS ?= 60
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
@@ -42,6 +43,10 @@ test: setup ## run the tests; ARGS="tests/api -k stream" for some
 .PHONY: qa
 qa: setup ## a real server against bad inputs and faults, seen from outside; minutes
 	@$(BIN)/python -m pytest -m qa tests/qa $(ARGS)
+
+.PHONY: simulate
+simulate: setup ## the core under random schedules and faults for SECONDS=60, then with seeded bugs
+	@PYTHONPATH=tests $(BIN)/python -m simulation --seconds $(SECONDS) $(ARGS)
 
 .PHONY: check
 check: setup ## lint, formatting, types, import directions

@@ -1,0 +1,320 @@
+"""The invariants, and those of one core: checked before and after every step against books of our own.
+
+Each has a name that a `Violation` says. `World` checks the last ones, from where the callers are.
+
+budget      a plan keeps within its tokens and its sequences, and gets something done whenever there is work
+writable    a block is written only by its one owner, and never while the prefix cache offers it
+row         what a row says of its sequence is true, and the worker's block table is the scheduler's
+tenant      nobody reads a block that another tenant or adapter has filled
+owners      references = owners; every block is either owned or free; a table covers just what is computed
+place       every live sequence is in exactly one of waiting and running, in order
+cache       equal keys are equal content of the same tenant, and the other way round
+queue       who is refused and how many wait, as counted here
+output      every token, end and log-probability is what the request says alone, said once
+ledger      who is on the core is who was let in and has not ended; what was taken is what has ended
+transcript  a caller hears what the request says alone, and one end
+liveness    when nothing more comes or goes wrong, everything ends within the steps it needs
+leak        then every block is free and nobody is remembered
+crash       nothing raises
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from octavo.engine.channel import Abort, Add, ToCore
+from octavo.engine.core import StepOutputs
+from octavo.plan import StepPlan
+from octavo.request import Output, Request
+from octavo.scheduling.scheduler import Scheduler
+from octavo.scheduling.sequence import Sequence
+from simulation.oracle import Alone, prompt_logprobs
+from simulation.worker import Worker
+
+
+class Violation(Exception):
+    def __init__(self, invariant: str, detail: str) -> None:
+        super().__init__(f"{invariant}: {detail}")
+        self.invariant = invariant
+        self.step = 0  # at which it was noticed
+
+
+def demand(condition: bool, invariant: str, detail: object = "") -> None:
+    if not condition:
+        raise Violation(invariant, str(detail))
+
+
+@dataclass(slots=True)
+class Aboard:
+    """A request that the core has let in."""
+
+    alone: Alone
+    said: dict[int, int]  # output tokens by index, of the sequences that have begun
+    live: set[int] = field(default_factory=set)  # indices that have not ended
+    first_start: int | None = None  # position of the first token computed for it
+    beams_said: int = 0
+
+    @property
+    def forked(self) -> bool:
+        return bool(self.said)
+
+
+class Books:
+    """Everything known about one core from outside; `scheduler` and `worker` are only looked at."""
+
+    def __init__(self, scheduler: Scheduler, worker: Worker, alone: dict[str, Alone]) -> None:
+        self._scheduler = scheduler
+        self._worker = worker
+        self._alone = alone
+        self._aboard: dict[str, Aboard] = {}
+        self._queued: dict[str, int] = {}  # requests that have not started, and their prompts' lengths
+        self._refused: dict[str, str] = {}  # that this turn has to refuse, and whose fault it is
+        self._tenants: list[tuple[str | None, str | None] | None] = [None] * worker.capacity.num_blocks
+        self._meaning: dict[bytes, object] = {}
+        self._spelling: dict[object, bytes] = {}
+        self._failing: str | None = None  # the request of a row that fails in this step
+        self._checks = 0
+
+    def __len__(self) -> int:
+        """Requests on the core."""
+        return len(self._aboard)
+
+    # ------------------------------------------------------------------ messages
+
+    def expect(self, messages: list[ToCore]) -> None:
+        """The core is about to take these in."""
+        for message in messages:
+            match message:
+                case Add(request):
+                    self._expect_request(request)
+                case Abort(request_id, index):
+                    self._expect_end(request_id, index)
+
+    def _expect_request(self, request: Request) -> None:
+        scheduler = self._scheduler
+        config = scheduler.config
+        length = len(request.prompt_token_ids)
+        capacity = min(scheduler.max_model_len, scheduler.pool.count * scheduler.block_size)
+        waiting = sum(self._queued.values())
+        most, limit = config.max_num_queued_reqs, config.max_num_queued_tokens
+        if not 0 < length < capacity:
+            self._refused[request.request_id] = "invalid"
+            return
+        full = most is not None and len(self._queued) >= most
+        full = full or (limit is not None and waiting > 0 and waiting + length > limit)
+        if full and request.resumes is None:
+            self._refused[request.request_id] = "overloaded"
+            return
+        said = {known.index: len(known.token_ids) for known in request.resumes or []}
+        self._aboard[request.request_id] = Aboard(self._alone[request.request_id], said, set(said))
+        self._queued[request.request_id] = length
+
+    def _expect_end(self, request_id: str, index: int | None) -> None:
+        known = self._aboard.get(request_id)
+        if known is None:
+            return
+        if index is not None and known.forked:
+            known.live.discard(index)
+            if known.live:
+                return
+        self._end(request_id)
+
+    def _end(self, request_id: str) -> None:
+        del self._aboard[request_id]
+        self._queued.pop(request_id, None)
+
+    # ------------------------------------------------------------------ plans
+
+    def watch(self, plan: StepPlan) -> None:
+        """A plan was made and is about to be run."""
+        scheduler = self._scheduler
+        tokens = sum(len(row.token_ids) for row in plan.rows)
+        demand(0 < tokens <= scheduler.config.max_num_batched_tokens, "budget", f"{tokens} tokens")
+        demand(len(scheduler.running) <= scheduler.config.max_num_seqs, "budget", f"{len(scheduler.running)} sequences")
+        demand(len({row.sequence_id for row in plan.rows}) == len(plan.rows), "budget", "two rows for a sequence")
+        self._watch_copies(plan)
+        for place, row in enumerate(plan.rows):
+            sequence, start, end = scheduler._in_flight[row.sequence_id]
+            true = (start, end - start, sequence.tokens[start:end]) == (row.start, len(row.token_ids), row.token_ids)
+            demand(true and start == sequence.computed, "row", f"row of {sequence.id} at {row.start}")
+            self._watch_blocks(sequence, start, end)
+            request_id = sequence.group.request.request_id
+            if self._worker.faulty_row is not None and place == self._worker.faulty_row % len(plan.rows):
+                self._failing = request_id
+            known = self._aboard.get(request_id)
+            if known is not None and known.first_start is None:
+                known.first_start = start
+
+    def _watch_copies(self, plan: StepPlan) -> None:
+        written: set[int] = set()
+        for source, destination in plan.copies:
+            demand(source not in written, "writable", f"block {source} is copied to and from in one step")
+            written.add(destination)
+            self._tenants[destination] = self._tenants[source]
+
+    def _watch_blocks(self, sequence: Sequence, start: int, end: int) -> None:
+        """What the step writes is its own; all it reads was filled by its own kind."""
+        pool, size = self._scheduler.pool, self._scheduler.block_size
+        cached = self._scheduler.prefix_cache._key_of
+        blocks, tenants = sequence.blocks, self._tenants
+        tenant = (sequence.group.request.adapter, sequence.group.request.cache_salt)
+        first, after = start // size, -(-end // size)
+        demand(len(blocks) == after, "owners", f"{len(blocks)} blocks for {end} tokens")
+        for block in blocks[first:]:
+            demand(pool.references[block] == 1, "writable", f"block {block} has {pool.references[block]} owners")
+            demand(block not in cached, "writable", f"block {block} is offered by the prefix cache")
+        for block in blocks[:first]:
+            demand(tenants[block] == tenant, "tenant", f"{tenant} reads block {block} of {tenants[block]}")
+        if start % size:
+            demand(
+                tenants[blocks[first]] == tenant, "tenant", f"{tenant} goes on in a block of {tenants[blocks[first]]}"
+            )
+        for block in blocks[first:]:
+            tenants[block] = tenant
+
+    # ------------------------------------------------------------------ outputs
+
+    def take(self, step: StepOutputs) -> None:
+        """What the core says."""
+        for request_id in step.started:
+            demand(self._queued.pop(request_id, None) is not None, "queue", f"{request_id} starts twice")
+        for output in step.outputs:
+            if (fault := self._refused.pop(output.request_id, None)) is not None:
+                demand(output.fault == fault and output.error is not None, "queue", f"{output.request_id} was let in")
+            elif output.error is not None:
+                self._take_failure(output)
+            elif output.cumulative_logprob is not None:
+                self._take_beam(output)
+            else:
+                self._take_token(output)
+        demand(self._failing not in self._aboard, "output", f"{self._failing} goes on although a row failed")
+        self._failing = None
+
+    def _take_failure(self, output: Output) -> None:
+        demand(output.request_id in self._aboard, "output", f"{output.request_id} failed after its end: {output.error}")
+        demand(output.request_id == self._failing, "output", f"{output.request_id} failed without cause")
+        self._failing = None
+        self._end(output.request_id)
+
+    def _take_token(self, output: Output) -> None:
+        known = self._aboard.get(output.request_id)
+        demand(known is not None, "output", f"{output.request_id} speaks after its end")
+        assert known is not None
+        alone, index = known.alone, output.index
+        request = alone.request
+        if not known.forked:
+            known.said = dict.fromkeys(range(alone.width), 0)
+            known.live = set(known.said)
+            demand(output.cached_tokens == known.first_start, "output", f"{output.cached_tokens} cached tokens")
+        demand(index in known.live, "output", f"{output.request_id}[{index}] speaks after its end")
+        place = known.said[index]
+        token, reason = alone.step(index, place)
+        where = f"{output.request_id}[{index}] at {place}"
+        demand(output.token_ids == [token], "output", f"{where}: {output.token_ids}, alone {token}")
+        demand(output.finish_reason == reason, "output", f"{where}: ends {output.finish_reason}, alone {reason}")
+        if reason == "stop":
+            demand(output.stop_token_id == token, "output", f"{where}: stopped by {output.stop_token_id}")
+        if request.params.logprobs is not None:
+            logprobs = output.logprobs or []
+            values = [value.logprobs[0] for value in logprobs]
+            demand(values == [alone.line(index).logprobs[place]], "output", f"{where}: log-probability {values}")
+        if request.params.prompt_logprobs is not None and index == 0 and place == 0:
+            self._take_prompt_logprobs(output, request)
+        else:
+            demand(output.prompt_logprobs is None, "output", f"{where}: prompt log-probabilities again")
+        known.said[index] += 1
+        if reason is not None:
+            known.live.discard(index)
+            if not known.live:
+                self._end(output.request_id)
+
+    def _take_prompt_logprobs(self, output: Output, request: Request) -> None:
+        values = [entry.logprobs[0] for entry in output.prompt_logprobs or []]
+        alone = prompt_logprobs(request.prompt_token_ids)
+        demand(values == alone, "output", f"{output.request_id}: prompt log-probabilities {values}, alone {alone}")
+
+    def _take_beam(self, output: Output) -> None:
+        known = self._aboard.get(output.request_id)
+        demand(known is not None, "output", f"{output.request_id} speaks after its end")
+        assert known is not None
+        beams = known.alone.beams
+        demand(output.index == known.beams_said < len(beams), "output", f"{output.request_id}: beam {output.index}")
+        said = (output.token_ids, output.cumulative_logprob)
+        demand(said == beams[output.index], "output", f"{output.request_id}: {said}, alone {beams[output.index]}")
+        known.beams_said += 1
+        if known.beams_said == len(beams):
+            self._end(output.request_id)
+
+    # ------------------------------------------------------------------ after a turn
+
+    def check(self) -> None:
+        """The state that every turn leaves behind."""
+        demand(not self._refused, "queue", f"{list(self._refused)} should have been refused")
+        scheduler = self._scheduler
+        groups = scheduler._groups
+        demand(groups.keys() == self._aboard.keys(), "ledger", f"{list(groups)} instead of {list(self._aboard)}")
+        demand(scheduler._queued_requests == len(self._queued), "queue", f"{scheduler._queued_requests} requests")
+        demand(scheduler._queued_tokens == sum(self._queued.values()), "queue", f"{scheduler._queued_tokens} tokens")
+        self._check_places()
+        self._check_owners()
+        self._check_workers()
+        self._check_cache()
+
+    def _check_places(self) -> None:
+        scheduler = self._scheduler
+        placed = scheduler.running + scheduler.waiting
+        live = [sequence for group in scheduler._groups.values() for sequence in group.live]
+        demand(len(placed) == len(live) and set(map(id, placed)) == set(map(id, live)), "place", f"{len(placed)}")
+        for line in (scheduler.running, scheduler.waiting):
+            keys = [(*sequence.group.key, sequence.id) for sequence in line]
+            demand(keys == sorted(keys), "place", "out of order")
+
+    def _check_owners(self) -> None:
+        scheduler = self._scheduler
+        pool, size = scheduler.pool, scheduler.block_size
+        owners = [0] * pool.count
+        for sequence in scheduler.running:
+            blocks, computed = sequence.blocks, sequence.computed
+            demand(len(blocks) == -(-computed // size), "owners", f"{len(blocks)} blocks for {computed} tokens")
+            demand(computed < len(sequence.tokens) or bool(sequence.candidates), "row", "nothing is left to compute")
+            for block in blocks:
+                owners[block] += 1
+        for sequence in scheduler.waiting:
+            demand(not sequence.blocks and not sequence.computed, "owners", f"{sequence.id} waits with blocks")
+        demand(pool.references == owners, "owners", f"{pool.references} references, {owners} owners")
+        free = pool._free
+        used = sum(map(bool, owners))
+        demand(len(free) + used == pool._used, "owners", f"{len(free)} free, {used} owned, {pool._used} used")
+        demand(not any(owners[block] for block in free), "owners", "a free block is owned")
+        demand(not any(owners[pool._used :]), "owners", "an unused block is owned")
+        for block in free:
+            if block not in pool._kept:
+                self._worker.poison(block)
+                self._tenants[block] = None
+
+    def _check_workers(self) -> None:
+        scheduler, worker = self._scheduler, self._worker
+        known = 0
+        for sequence in scheduler.running:
+            if sequence.known_to_workers:
+                known += 1
+                sent = sequence.blocks[: sequence.sent]
+                table = worker.tables.get(sequence.id)
+                demand(table is not None and table[: len(sent)] == sent, "row", f"{table} instead of {sent}")
+        demand(len(worker.specs) == known + len(scheduler._removed), "row", "a worker remembers who is gone")
+
+    def _check_cache(self) -> None:
+        """Now and then every block that can be found: its key says what it holds and for whom."""
+        self._checks += 1
+        if self._checks % 4 and self._scheduler.has_work:
+            return
+        cache, pool, content = self._scheduler.prefix_cache, self._scheduler.pool, self._worker.content
+        demand(pool._kept == cache._key_of.keys(), "cache", "blocks are kept that cannot be found, or the reverse")
+        demand(len(cache._block_of) == len(cache._key_of), "cache", "keys and blocks differ in number")
+        for block, key in cache._key_of.items():
+            demand(cache._block_of.get(key) == block, "cache", f"block {block} is not found by its key")
+            holds = (self._tenants[block], content[block][-1])
+            demand(
+                self._meaning.setdefault(key, holds) == holds, "cache", f"a key means {self._meaning[key]} and {holds}"
+            )
+            demand(self._spelling.setdefault(holds, key) == key, "cache", f"two keys for {holds}")

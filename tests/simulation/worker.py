@@ -1,0 +1,103 @@
+"""An executor whose next token depends on everything it reads through the block table it was given.
+
+As a real worker does, it keeps its own block tables, specs and sampling histories between steps, because a plan brings
+only what changed. A block that is aliased, stale, leaked or off by one changes the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from msgspec.structs import replace
+
+from octavo.plan import Capacity, Row, RowResult, SequenceSpec, StepPlan, StepResult, fork_seed
+from octavo.request import Logprobs
+from simulation.oracle import candidates, draw, entry, logprob
+
+POISON = -1  # in every slot that was never written, or whose block was given back
+
+
+class Killed(BaseException):
+    """The core process dies in the middle of a step."""
+
+
+class Worker:
+    """`watch` sees each plan before it is run."""
+
+    def __init__(self, capacity: Capacity, watch: Callable[[StepPlan], None]) -> None:
+        self.capacity = capacity
+        self.content = [[POISON] * capacity.block_size for _ in range(capacity.num_blocks)]
+        self.tables: dict[int, list[int]] = {}
+        self.specs: dict[int, SequenceSpec] = {}
+        self.doomed = False  # dies in the next step
+        self.faulty_row: int | None = None  # of the next step: fails
+        self._histories: dict[int, list[int]] = {}
+        self._watch = watch
+
+    def run(self, plan: StepPlan) -> StepResult:
+        self._watch(plan)
+        if self.doomed:
+            raise Killed
+        for sequence_id in plan.removed:
+            del self.tables[sequence_id], self.specs[sequence_id], self._histories[sequence_id]
+        for spec in plan.added:
+            self.tables[spec.sequence_id] = []
+            self.specs[spec.sequence_id] = spec
+            self._histories[spec.sequence_id] = list(spec.token_ids)
+        for source, destination in plan.copies:
+            self.content[destination] = self.content[source].copy()
+        results = [self._compute(row) for row in plan.rows]
+        self._fail(plan.rows, results)
+        return StepResult(plan.step, [result for result in results if result is not None])
+
+    def close(self) -> None:
+        self.tables.clear()
+
+    def poison(self, block: int) -> None:
+        self.content[block] = [POISON] * self.capacity.block_size
+
+    def _compute(self, row: Row) -> RowResult | None:
+        size, content = self.capacity.block_size, self.content
+        table = self.tables[row.sequence_id]
+        table[row.first_block : row.first_block + len(row.block_ids)] = row.block_ids
+        view: list[int] = []
+        for block in table[: -(-row.start // size)]:
+            view += content[block]
+        del view[row.start :]
+        for position, token in enumerate(row.token_ids, row.start):
+            stored = content[table[position // size]][position % size] = entry(token, position, view)
+            view.append(stored)
+        spec = self.specs[row.sequence_id]
+        result = self._draw(row, spec, view) if row.draws else None
+        if spec.params.prompt_logprobs is not None:
+            result = _with_prompt_logprobs(row, spec, view, result)
+        return result
+
+    def _draw(self, row: Row, spec: SequenceSpec, view: list[int]) -> RowResult:
+        history = self._histories[row.sequence_id]
+        history += row.token_ids[max(len(history) - row.start, 0) :]
+        if spec.candidates:
+            best = candidates(view, history, spec.candidates)
+            ids, values = [token for token, _ in best], [value for _, value in best]
+            return RowResult(row.sequence_id, ids, [Logprobs(ids, values, list(range(1, len(ids) + 1)))])
+        tokens = [draw(view, history, spec.prompt_length, fork_seed(spec.seed, index)) for index in range(row.draws)]
+        if spec.params.logprobs is None:
+            return RowResult(row.sequence_id, tokens)
+        return RowResult(row.sequence_id, tokens, [Logprobs([t], [logprob(view, t)], [1]) for t in tokens])
+
+    def _fail(self, rows: list[Row], results: list[RowResult | None]) -> None:
+        if self.faulty_row is not None and rows:
+            place = self.faulty_row % len(rows)
+            results[place] = RowResult(rows[place].sequence_id, [], error="not a number")
+            self.faulty_row = None
+
+
+def _with_prompt_logprobs(row: Row, spec: SequenceSpec, view: list[int], drawn: RowResult | None) -> RowResult | None:
+    predicted = spec.token_ids[row.start + 1 : min(row.start + len(row.token_ids) + 1, spec.prompt_length)]
+    if not predicted:
+        return drawn
+    found = [
+        Logprobs([token], [logprob(view[:position], token)], [1])
+        for position, token in enumerate(predicted, row.start + 1)
+    ]
+    return replace(drawn or RowResult(row.sequence_id, []), prompt_logprobs=found)
