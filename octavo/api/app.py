@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from octavo.api.auth import BearerAuth
+from octavo.api.auth import BearerAuth, KnownOrigins
 from octavo.api.desk import Desk
 from octavo.api.exchange import Endpoint, Handler, RequestLog
 from octavo.api.generate import generate
@@ -81,7 +81,9 @@ def _app(
                 expose_headers=("x-request-id",),
             )
         )
-    if keys is not None:
+    if keys is None:
+        middleware.append(Middleware(KnownOrigins, origins=config.allowed_origins))
+    else:
         middleware.append(Middleware(BearerAuth, keys=keys, root_path=config.root_path))
     routes = [
         Route(path, Endpoint(path, handler, desk, for_admins=path in _ADMIN), methods=["GET"], name=path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
-from fake_engine import Client, FakeEngine
+from fake_engine import Client, FakeEngine, chat
 from starlette.routing import Route
 
 from octavo.config import ServerConfig
@@ -135,3 +135,18 @@ def test_browsers_may_ask_before_they_send_the_key() -> None:
     assert (
         Client().request("OPTIONS", "/v1/chat/completions", headers=ask).header("access-control-allow-origin") is None
     )
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
+def test_without_keys_only_known_web_pages_are_served(path: str) -> None:
+    body = {**chat(), "prompt": "x", "messages": None} if path == "/tokenize" else chat()
+    rebound = {"origin": "http://evil.example:8080", "host": "evil.example:8080"}  # one origin, as browsers see it
+    for config in (ServerConfig(), ServerConfig(allowed_origins=("https://a.example",))):
+        reply = Client(config=config).post(path, body, headers=rebound)
+        assert (reply.status, reply.error["code"]) == (403, "permission_denied")
+        assert Client(config=config).post(path, body).status == 200
+    for allowed, origin in (("https://a.example", "https://a.example"), ("*", "https://b.example"), ("null", "null")):
+        client = Client(config=ServerConfig(allowed_origins=(allowed,)))
+        assert client.post(path, body, headers={"origin": origin}).status == 200
+    keyed = Client(config=KEYS)
+    assert keyed.post(path, body, headers={**rebound, **bearer("first key")}).status == 200
