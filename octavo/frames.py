@@ -34,9 +34,21 @@ def _path_of_text(wanted: type, value: Any) -> Any:
 _encoder = msgspec.msgpack.Encoder(enc_hook=_text_of_path)
 
 
-def decoder(receives: Any) -> msgspec.msgpack.Decoder[Any]:
-    """Decodes frames of one type (or union); anything else is a ValidationError. Paths travel as text."""
-    return msgspec.msgpack.Decoder(receives, dec_hook=_path_of_text)
+class NoMessage(ConnectionError):
+    """The other side sent what is no message of the type expected: a bug or an attack."""
+
+
+class Decoder(Generic[Message]):
+    """Decodes frames of one type (or union); anything else is NoMessage. Paths travel as text."""
+
+    def __init__(self, receives: Any) -> None:
+        self._decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(receives, dec_hook=_path_of_text)
+
+    def decode(self, body: bytes) -> Message:
+        try:
+            return self._decoder.decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise NoMessage(f"the other process sent what is no message: {error}") from None
 
 
 def encode(message: Any) -> bytes:
@@ -47,17 +59,17 @@ def encode(message: Any) -> bytes:
 def body_length(header: bytes) -> int:
     length = int.from_bytes(header, "little")
     if length > MAX_FRAME:
-        raise ConnectionError(f"a frame of {length} bytes was announced; at most {MAX_FRAME} are allowed")
+        raise NoMessage(f"a frame of {length} bytes was announced; at most {MAX_FRAME} are allowed")
     return length
 
 
 class FrameSocket(Generic[Message]):
-    """Sends any message; receives messages of one type. EOFError when the other side is gone."""
+    """Sends any message; receives messages of one type. EOFError when the other side is gone, or NoMessage."""
 
     def __init__(self, connection: socket.socket, receives: Any) -> None:
         self._socket = connection
         self._reader = connection.makefile("rb")
-        self._decoder: msgspec.msgpack.Decoder[Message] = decoder(receives)
+        self._decoder: Decoder[Message] = Decoder(receives)
 
     def send(self, message: Any) -> None:
         self._socket.sendall(encode(message))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec import Struct
 
 from octavo import frames
-from octavo.frames import FrameSocket
+from octavo.frames import FrameSocket, NoMessage
 
 
 class Note(Struct, frozen=True):
@@ -46,11 +46,16 @@ def test_a_connection_that_ends_early_is_the_end(cut):
     link.close()
 
 
-def test_a_frame_of_another_type_is_refused():
+@pytest.mark.parametrize(
+    "body",
+    [msgspec.msgpack.encode({"text": 1}), b"\xc1", b"", b"\x81\xa4text\xa1\xff", b"\x81\xa1x" + b"\x91" * 100_000],
+    ids=["another type", "no msgpack", "empty", "no UTF-8", "too deep"],
+)
+def test_what_is_no_message_is_refused(body):
     raw, link = pair(Note)
     with raw:
-        raw.sendall(frames.encode({"text": 1}))
-        with pytest.raises(msgspec.ValidationError):
+        raw.sendall(len(body).to_bytes(frames.HEADER, "little") + body)
+        with pytest.raises(NoMessage):
             link.receive()
     link.close()
 

@@ -9,7 +9,6 @@ import asyncio
 import socket
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 
 from octavo import frames
@@ -49,7 +48,7 @@ class Channel:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
-        self._decoder: msgspec.msgpack.Decoder[FromCore] = frames.decoder(FromCore)
+        self._decoder: frames.Decoder[FromCore] = frames.Decoder(FromCore)
 
     @classmethod
     async def open(cls, connection: socket.socket) -> Channel:
@@ -63,10 +62,8 @@ class Channel:
         try:
             header = await self._reader.readexactly(frames.HEADER)
             return self._decoder.decode(await self._reader.readexactly(frames.body_length(header)))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            raise EOFError("the core closed the connection") from None
-        except msgspec.MsgspecError as error:
-            raise EOFError(f"the core sent what is no message: {error}") from None
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            raise EOFError(f"the core is gone: {error}") from None
 
     def close(self) -> None:
         self._writer.close()

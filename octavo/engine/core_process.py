@@ -11,13 +11,11 @@ import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
-import msgspec
-
 from octavo.engine.channel import UNANNOUNCED_WORK, Abort, Add, Began, FromCore, Stepped, ToCore
 from octavo.engine.core import EngineCore, StepOutputs, work
 from octavo.errors import EngineDead, InvalidRequest, OctavoError, Overloaded
 from octavo.execution.executor import make_executor
-from octavo.frames import FrameSocket
+from octavo.frames import FrameSocket, NoMessage
 from octavo.processes import Failed, Ready, Setup, enter_child, settle
 from octavo.request import Fault, Output, Request
 
@@ -82,10 +80,11 @@ def _listen(link: FrameSocket[ToCore], inbox: Inbox) -> None:
     try:
         while True:
             inbox.put(link.receive())
+    except NoMessage as error:
+        logger.error("%s; ending", error)
     except (EOFError, ConnectionError, ValueError):  # ValueError: our side closed the file
-        inbox.put(None)
-    except msgspec.MsgspecError:
-        logger.exception("the API process sent what is no message; ending")
+        pass
+    finally:
         inbox.put(None)
 
 

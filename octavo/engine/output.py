@@ -254,6 +254,7 @@ class OutputProcessor:
         for output in step.outputs:
             if output.error is not None:
                 news.failures[output.request_id] = _ERRORS[output.fault](output.error)
+                grouped.pop(output.request_id, None)
                 self.drop(output.request_id, "error")
             elif output.request_id in self._states:
                 grouped.setdefault(output.request_id, []).append(output)

@@ -211,7 +211,8 @@ class Supervisor:
             while (failed := self._take(await line.receive())) is None:
                 pass
             return failed
-        except EOFError:
+        except EOFError as error:
+            logger.debug("%s", error)
             return None
         finally:
             watch.cancel()

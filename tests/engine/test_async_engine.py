@@ -151,9 +151,12 @@ def test_a_request_that_is_refused_or_fails_ends_alone():
         refused, good = (asyncio.create_task(collect(stage, name=name)) for name in ("x", "y"))
         while len(stage.line.sent) < 2:
             await asyncio.sleep(0)
-        stage.say(Output("x", finish_reason="error", error="full", fault="overloaded"))
+        stage.say(
+            Output("x", token_ids=[67]),  # one of its sequences, in the same step
+            Output("x", finish_reason="error", error="full", fault="overloaded"),
+        )
         stage.say(Output("y", token_ids=[67], finish_reason="stop"))
-        with pytest.raises(Overloaded):
+        with pytest.raises(Overloaded, match="full"):
             await refused
         assert await good == ["C"]
 
