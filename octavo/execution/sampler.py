@@ -15,7 +15,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -129,11 +129,6 @@ class History:
         )
         self._output: Counter[int] = Counter(self.tokens[spec.prompt_length :]) if self._penalizes else Counter()
         self._seen = set(self.tokens) if self._penalizes else set()
-        # Index tensors are made once: a request may allow most of a vocabulary.
-        self._allowed = None if params.allowed_token_ids is None else torch.tensor(sorted({*params.allowed_token_ids}))
-        self._ends = torch.tensor(sorted({*spec.end_token_ids}), dtype=torch.int64)
-        self._bias = torch.tensor(list((params.logit_bias or {}).values()))
-        self._biased = torch.tensor(list(params.logit_bias or {}), dtype=torch.int64)
         self.adjusts = bool(
             self._penalizes
             or spec.bad_words
@@ -141,6 +136,24 @@ class History:
             or params.logit_bias
             or (params.min_tokens and spec.end_token_ids)
         )
+
+    # Index tensors are made once, as a request may allow most of a vocabulary, and where a fault is contained.
+
+    @cached_property
+    def _allowed(self) -> Tensor:
+        return torch.tensor(sorted({*(self.spec.params.allowed_token_ids or ())}), dtype=torch.int64)
+
+    @cached_property
+    def _ends(self) -> Tensor:
+        return torch.tensor(sorted({*self.spec.end_token_ids}), dtype=torch.int64)
+
+    @cached_property
+    def _biased(self) -> Tensor:
+        return torch.tensor(list(self.spec.params.logit_bias or {}), dtype=torch.int64)
+
+    @cached_property
+    def _bias(self) -> Tensor:
+        return torch.tensor(list((self.spec.params.logit_bias or {}).values()))
 
     def follow(self, row: Row) -> None:
         """The row's tokens are known now; those that are new were drawn in the step before."""
@@ -159,7 +172,7 @@ class History:
     def _adjust(self, logits_V: Tensor) -> None:
         params = self.spec.params
         device = logits_V.device
-        if self._allowed is not None:
+        if params.allowed_token_ids is not None:
             allowed = self._allowed.to(device)
             kept = logits_V[allowed]
             logits_V.fill_(-math.inf)

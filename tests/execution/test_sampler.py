@@ -216,11 +216,16 @@ def test_beams_get_their_best_candidates():
     assert result.logprobs[0].logprobs == pytest.approx(values.tolist())
 
 
-def test_a_fault_in_one_row_ends_that_row_only():
+@pytest.mark.parametrize(
+    "fault",
+    [{"bad_words": [[V + 5]]}, {"allowed_token_ids": [2**70]}, {"logit_bias": {2**70: 1.0}}],
+    ids=["an id that the logits do not have", "an id too large for a tensor", "the same, biased"],
+)
+def test_a_fault_in_one_row_ends_that_row_only(fault, monkeypatch):
+    monkeypatch.setattr("octavo.request._whole", lambda *_: None)
     sampler = Sampler()
     for number in range(3):
-        words = [[V + 5]] if number == 1 else []  # an id that the logits do not have
-        sampler.add(spec(number, temperature=0.0, bad_words=words))
+        sampler.add(spec(number, temperature=0.0, **(fault if number == 1 else {})))
     logits = torch.stack([logits_of(number) for number in range(3)])
     good, bad, other = sampler.sample([row(number) for number in range(3)], logits)
     assert bad.error
