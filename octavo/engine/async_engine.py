@@ -173,9 +173,11 @@ class AsyncLLMEngine:
         return self._inputs.encode(prompt, add_special_tokens)
 
     async def abort(self, request_id: str) -> None:
-        """Forget a request, wherever it is."""
+        """Forget a request, wherever it is; who still waits for it gets RequestFailed."""
         self._outputs.drop(request_id)
         self._leave(request_id)
+        if (stream := self._streams.get(request_id)) is not None:
+            stream.put_nowait(RequestFailed("the request was aborted"))
         self._board()
 
     async def shutdown(self, drain_seconds: float = 0.0) -> None:
@@ -220,8 +222,8 @@ class AsyncLLMEngine:
         """A core is loaded and empty: the first one, or one that takes over."""
         if self._death is not None:
             return
-        self._inputs = InputProcessor(self.config.model, self.tokenizer, ready.capacity, self._clock)
         if not self._loaded.done():
+            self._inputs = InputProcessor(self.config.model, self.tokenizer, ready.capacity, self._clock)
             self._loaded.set_result(ready)
         self._board()
 
@@ -263,4 +265,5 @@ class AsyncLLMEngine:
             self._loaded.exception()  # heard: nobody may be waiting
         for request_id, stream in self._streams.items():
             self._outputs.drop(request_id, "error")
+            self._roster.end(request_id)
             stream.put_nowait(reason)

@@ -145,6 +145,36 @@ def test_closing_the_generator_aborts():
     run(play)
 
 
+def test_an_aborted_request_keeps_nobody_waiting():
+    async def play():
+        stage = Stage()
+        answer = asyncio.create_task(collect(stage))
+        await stage.request()
+        await stage.engine.abort("r")
+        with pytest.raises(RequestFailed, match="aborted"):
+            await answer
+        assert stage.line.sent[1:] == [Abort("r")]
+        assert stage.engine.metrics.total("requests_cancelled") == 1
+        assert stage.balance() == 0
+
+    run(play)
+
+
+def test_a_shutdown_reaches_everyone_suspects_too():
+    async def play():
+        stage = Stage()
+        answers = [asyncio.create_task(collect(stage, name=name)) for name in "abc"]
+        await stage.line.received(3)
+        await stage.crash()
+        await stage.request()
+        ending = asyncio.create_task(stage.engine.shutdown())
+        assert [type(each) for each in await asyncio.gather(*answers, return_exceptions=True)] == [EngineDead] * 3
+        await ending
+        assert stage.balance() == 0
+
+    run(play)
+
+
 def test_a_request_that_is_refused_or_fails_ends_alone():
     async def play():
         stage = Stage()
@@ -351,12 +381,20 @@ def test_a_request_made_while_no_core_is_up_waits_for_one():
     run(play)
 
 
-def test_later_cores_promise_the_same_context():
+def test_later_cores_promise_the_same_context_and_chance_goes_on():
+    """Two requests without a seed, one before and one after a crash, are not given the same one."""
+
     async def play():
         stage = Stage()
-        await stage.engine.wait_ready()
-        second = await stage.crash()
+        seeds = []
+        for name in "ab":
+            answer = asyncio.create_task(collect(stage, name=name))
+            seeds.append((await stage.request()).request.seed)
+            stage.say(Output(name, token_ids=[67], finish_reason="stop"))
+            await answer
+            await stage.crash()
         await asyncio.sleep(0)
-        assert second.config.model.max_model_len == READY.capacity.max_model_len
+        assert {core.config.model.max_model_len for core in stage.cores[1:]} == {READY.capacity.max_model_len}
+        assert len({*seeds}) == 2
 
     run(play)
