@@ -1,5 +1,6 @@
-"""`flood.py [streams] [overload] [stalled]`: the HTTP server under load, in front of a scripted engine.
+"""`flood.py [rate] [streams] [overload] [stalled]`: the HTTP server under load, before a scripted engine or a model.
 
+    rate      how many short requests a second go through, each on a connection of its own
     streams   many streams at once: every one complete, byte for byte
     overload  ten times as many requests as the engine can serve: what fits is served, the rest refused at once
     stalled   many clients that ask for a long stream and never read it: bounded memory, others served meanwhile
@@ -20,12 +21,15 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import uvloop
-from qa_server import QaServer, serve_fake
+from qa_server import QaServer, serve, serve_fake
 
 PATH = "/v1/completions"
 STEP_SECONDS = 0.05
@@ -50,7 +54,8 @@ async def ask(server: QaServer, tokens: int, *, stream: bool = False) -> Sample:
     received, first = bytearray(), 0.0
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        writer.write(server.request(PATH, {"prompt": "Once", "max_tokens": tokens, "stream": stream}))
+        body = {"prompt": "Once", "max_tokens": tokens, "stream": stream, "temperature": 0, "ignore_eos": True}
+        writer.write(server.request(PATH, body))
         while part := await reader.read(65536):
             first = first or time.perf_counter() - began
             received += part
@@ -122,6 +127,21 @@ def milliseconds(values: Sequence[float]) -> str:
     ordered = sorted(values) or [0.0]
     p50, p99, most = (1000 * ordered[min(len(ordered) - 1, int(len(ordered) * share))] for share in (0.5, 0.99, 1.0))
     return f"p50 {p50:.0f} ms, p99 {p99:.0f} ms, most {most:.0f} ms"
+
+
+async def rate(server: QaServer, clients: int, seconds: float) -> bool:
+    ledger, began = Ledger(server), time.perf_counter()
+    samples: list[Sample] = []
+
+    async def client() -> None:
+        while time.perf_counter() < began + seconds:
+            samples.append(await ask(server, 1))
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    passed = time.perf_counter() - began
+    say(f"rate: {len(samples) / passed:.0f} requests/s with {clients} clients for {passed:.1f} s")
+    say(f"  {milliseconds([sample.whole for sample in samples])}")
+    return ledger.lost(samples) == 0
 
 
 async def streams(server: QaServer, count: int, tokens: int) -> bool:
@@ -197,9 +217,40 @@ def stalled_client(server: QaServer, tokens: int) -> socket.socket:
     return client
 
 
+Scene = Callable[[QaServer], Coroutine[Any, Any, bool]]
+
+
+def scenes(options: argparse.Namespace) -> dict[str, tuple[dict[str, float], Scene]]:
+    """Each with the settings of its server."""
+    seats = {"max_num_seqs": options.seats, "max_num_queued_reqs": options.seats}
+    return {
+        "rate": ({}, lambda server: rate(server, options.seats, options.seconds)),
+        "streams": (
+            {"step_seconds": STEP_SECONDS, "characters": options.tokens},
+            lambda server: streams(server, options.streams, options.tokens),
+        ),
+        "overload": (
+            {"step_seconds": STEP_SECONDS, "characters": 20, **seats},
+            lambda server: overload(server, options.seats, 20, options.seconds),
+        ),
+        "stalled": (
+            {"characters": 10**5, "unread_seconds": 5.0},
+            lambda server: stalled(server, options.stalled, 10**5),
+        ),
+    }
+
+
+def start(options: argparse.Namespace, folder: Path, settings: dict[str, float]) -> AbstractContextManager[QaServer]:
+    if options.model is None:
+        return serve_fake(folder, **settings)
+    flags = [(f"--{name.replace('_', '-')}", str(value)) for name, value in settings.items() if "num" in name]
+    return serve(options.model, folder, "--max-model-len", "1024", *chain.from_iterable(flags))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scenes", nargs="*", default=["streams", "overload", "stalled"], metavar="SCENE")
+    parser.add_argument("scenes", nargs="*", default=["rate", "streams", "overload", "stalled"], metavar="SCENE")
+    parser.add_argument("--model", type=Path, metavar="FILE", help="a model instead of the scripted engine")
     parser.add_argument("--streams", type=int, default=1000, metavar="N", help="streams at once (default: 1000)")
     parser.add_argument("--tokens", type=int, default=100, metavar="N", help="tokens of each stream (default: 100)")
     parser.add_argument("--seats", type=int, default=32, metavar="N", help="requests that run at once (default: 32)")
@@ -208,25 +259,10 @@ def main() -> int:
     options = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    scenes = {
-        "streams": (
-            {"step_seconds": STEP_SECONDS, "characters": options.tokens},
-            lambda server: streams(server, options.streams, options.tokens),
-        ),
-        "overload": (
-            {"step_seconds": STEP_SECONDS, "max_num_seqs": options.seats, "max_num_queued_reqs": options.seats}
-            | {"characters": 20},
-            lambda server: overload(server, options.seats, 20, options.seconds),
-        ),
-        "stalled": (
-            {"characters": 10**5, "unread_seconds": 5.0},
-            lambda server: stalled(server, options.stalled, 10**5),
-        ),
-    }
     passed = True
     for name in options.scenes:
-        settings, scene = scenes[name]
-        with tempfile.TemporaryDirectory() as folder, serve_fake(Path(folder), **settings) as server:
+        settings, scene = scenes(options)[name]
+        with tempfile.TemporaryDirectory() as folder, start(options, Path(folder), settings) as server:
             passed &= uvloop.run(scene(server))
     return 0 if passed else 1
 
