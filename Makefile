@@ -48,6 +48,10 @@ qa: setup ## a real server against bad inputs and faults, seen from outside; min
 simulate: setup ## the core under random schedules and faults for SECONDS=60, then with seeded bugs
 	@PYTHONPATH=tests $(BIN)/python -m simulation --seconds $(SECONDS) $(ARGS)
 
+.PHONY: fuzz
+fuzz: setup ## requests, frames and model files with something wrong; SECONDS=600 for longer
+	@$(BIN)/python tests/fuzz/long_run.py --seconds $(or $(SECONDS),60) $(ARGS)
+
 .PHONY: check
 check: setup ## lint, formatting, types, import directions
 	@$(BIN)/ruff check $(PYTHON_CODE)

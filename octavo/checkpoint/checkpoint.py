@@ -16,6 +16,7 @@ from octavo.errors import CheckpointError
 Format = Literal["safetensors", "gguf", "dummy"]
 
 _MAX_JSON_BYTES = 64 << 20
+_MAX_SHOWN = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,13 @@ class Checkpoint:
     format: Format
     config: dict[str, Any]  # in the shape of a Hugging Face config.json, always with "model_type"
     generation_config: dict[str, Any] = field(default_factory=dict)
+
+
+def shown(value: Any) -> str:
+    """A name or number out of a stranger's file, short enough for one line of an error."""
+    if isinstance(value, str) and len(value) > _MAX_SHOWN:
+        return f"{value[:_MAX_SHOWN]!r}..."
+    return repr(value)[:_MAX_SHOWN] if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
 
 
 def read_json(path: Path) -> dict[str, Any]:

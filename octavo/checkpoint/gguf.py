@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from octavo.checkpoint.checkpoint import shown
 from octavo.errors import CheckpointError
 
 _MAX_KEYS = 1 << 16
@@ -220,8 +221,13 @@ class GGUFFile:
         self.tensors: dict[str, TensorInfo] = _placed(cursor, infos, _alignment(cursor, self.metadata))
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
-        """The stored bytes of a tensor: a view of the mapped file. Writing to it never reaches the file."""
+        """The stored bytes of a tensor: a view of the mapped file. Writing to it never reaches the file.
+
+        Raises CheckpointError if the file has become shorter since it was opened: its missing pages cannot be read.
+        """
         info = self.tensors[name]
+        if self._data.size() < info.offset + info.nbytes:
+            raise CheckpointError(f"{self.path}: was cut short while tensor {shown(name)} was being read")
         return np.frombuffer(self._data, np.uint8, info.nbytes, info.offset)
 
 
@@ -258,16 +264,16 @@ def _metadata(cursor: _Cursor, num_keys: int) -> dict[str, Any]:
     for _ in range(num_keys):
         key = cursor.string("a metadata key", _MAX_KEY_BYTES)
         if key in metadata:
-            cursor.fail(f"has the key {key!r} twice")
-        kind = cursor.scalar(_U32, f"key {key!r}")
-        metadata[key] = cursor.value(kind, f"key {key!r}")
+            cursor.fail(f"has the key {shown(key)} twice")
+        what = f"key {shown(key)}"
+        metadata[key] = cursor.value(cursor.scalar(_U32, what), what)
     return metadata
 
 
 def _tensor_info(cursor: _Cursor) -> TensorInfo:
     """One entry of the tensor table; its offset still counts from the start of the data section."""
     name = cursor.string("a tensor's name", _MAX_TENSOR_NAME_BYTES)
-    what = f"tensor {name!r}"
+    what = f"tensor {shown(name)}"
     num_dims = cursor.scalar(_U32, what)
     if not 1 <= num_dims <= _MAX_DIMS:
         cursor.fail(f"{what} has {num_dims} dimensions; 1 to {_MAX_DIMS} are possible")
@@ -290,7 +296,7 @@ def _tensor_info(cursor: _Cursor) -> TensorInfo:
 def _alignment(cursor: _Cursor, metadata: dict[str, Any]) -> int:
     value = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
     if type(value) is not int or not 8 <= value <= _MAX_ALIGNMENT or value & (value - 1):
-        cursor.fail(f"general.alignment is {value!r}, not a power of two from 8 to {_MAX_ALIGNMENT}")
+        cursor.fail(f"general.alignment is {shown(value)}, not a power of two from 8 to {_MAX_ALIGNMENT}")
     return value
 
 
@@ -299,7 +305,7 @@ def _placed(cursor: _Cursor, infos: list[TensorInfo], alignment: int) -> dict[st
     data_start = -(-cursor.position // alignment) * alignment
     tensors: dict[str, TensorInfo] = {}
     for info in infos:
-        what = f"tensor {info.name!r}"
+        what = f"tensor {shown(info.name)}"
         if info.name in tensors:
             cursor.fail(f"has {what} twice")
         start = data_start + info.offset
@@ -311,6 +317,6 @@ def _placed(cursor: _Cursor, infos: list[TensorInfo], alignment: int) -> dict[st
     end, last = 0, ""
     for info in sorted(tensors.values(), key=lambda info: info.offset):
         if info.offset < end:
-            cursor.fail(f"tensors {last!r} and {info.name!r} overlap")
+            cursor.fail(f"tensors {shown(last)} and {shown(info.name)} overlap")
         end, last = info.offset + info.nbytes, info.name
     return tensors

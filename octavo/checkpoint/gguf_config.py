@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from octavo.checkpoint.checkpoint import shown
 from octavo.checkpoint.gguf import GGUFFile, StringArray
 from octavo.errors import CheckpointError
 
@@ -39,7 +40,7 @@ def config_from_gguf(file: GGUFFile) -> dict[str, Any]:
     arch = file.metadata.get("general.architecture")
     if not isinstance(arch, str) or arch not in _FAMILIES:
         raise CheckpointError(
-            f"{file.path}: is of the architecture {arch!r}; octavo reads GGUF files of {', '.join(_FAMILIES)}"
+            f"{file.path}: is of the architecture {shown(arch)}; octavo reads GGUF files of {', '.join(_FAMILIES)}"
         )
     keys = _Keys(file, arch)
     config = _common(keys) | _FAMILIES[arch](keys)
@@ -73,7 +74,7 @@ class _Keys:
         if value is None:
             return None
         if type(value) is not int or not 0 <= value < 2**31:
-            self.fail(f"{key} is {_shown(value)}, not a whole number octavo can use")
+            self.fail(f"{key} is {shown(value)}, not a whole number octavo can use")
         return int(value)
 
     def count(self, key: str, default: int | None = None) -> int:
@@ -87,7 +88,7 @@ class _Keys:
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            self.fail(f"{key} is {_shown(value)}, not a finite number")
+            self.fail(f"{key} is {shown(value)}, not a finite number")
         return _shortest(value)
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -98,10 +99,6 @@ class _Keys:
 
     def fail(self, what: str) -> NoReturn:
         raise CheckpointError(f"{self.file.path}: {self.arch}.{what}")
-
-
-def _shown(value: Any) -> str:
-    return repr(value)[:40] if isinstance(value, int | float | str) else f"a {type(value).__name__}"
 
 
 def _shortest(value: float) -> float:
@@ -199,7 +196,7 @@ def _rope_scaling(keys: _Keys, head_dim: int) -> dict[str, Any] | None:
     if kind == "linear":
         return {"rope_type": "linear", "factor": factor} if factor != 1.0 else None
     if kind != "yarn":
-        keys.fail(f"rope.scaling.type is {_shown(kind)}, which octavo does not know")
+        keys.fail(f"rope.scaling.type is {shown(kind)}, which octavo does not know")
     scaling = {
         "rope_type": "yarn",
         "factor": factor,

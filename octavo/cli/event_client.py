@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
+
+_STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})\b")
+_CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,8})\s*(?:;.*)?\r?\n")
 
 
 class ServerError(Exception):
@@ -56,14 +60,31 @@ def _request(path: str, host: str, body: bytes, headers: Mapping[str, str]) -> b
 
 async def _head(reader: asyncio.StreamReader) -> tuple[int, bool]:
     """The status, and whether a chunked body follows."""
-    status = int((await reader.readline()).split()[1])
+    first = await _line(reader)
+    status = _STATUS.match(first)
+    if status is None:
+        raise ServerError(f"not an HTTP answer: {first[:100]!r}")
     chunked = False
-    while (line := await reader.readline()).strip():
+    while (line := await _line(reader)).strip():
         name, _, value = line.lower().partition(b":")
         chunked |= name == b"transfer-encoding" and b"chunked" in value
-    return status, chunked
+    return int(status[1]), chunked
 
 
 async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    while size := int((await reader.readline()).split(b";")[0] or b"x", 16):
+    while size := _chunk_size(await _line(reader)):
         yield (await reader.readexactly(size + 2))[:-2]
+
+
+def _chunk_size(line: bytes) -> int:
+    size = _CHUNK_SIZE.match(line)
+    if size is None:
+        raise ServerError(f"not the size of a chunk: {line[:100]!r}")
+    return int(size[1], 16)
+
+
+async def _line(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await reader.readuntil(b"\n")
+    except asyncio.LimitOverrunError:
+        raise ServerError("a line of the answer's head never ended") from None

@@ -7,6 +7,8 @@ Of a Gemma 3 with vision only the text part is built.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from octavo.errors import CheckpointError
@@ -118,7 +120,8 @@ def _kinds(fields: Fields) -> list[str]:
 def _ropes(fields: Fields) -> dict[str, Rope]:
     if fields.model_type == "gemma2":
         return dict.fromkeys(("sliding_attention", "full_attention"), fields.rope())
-    if "sliding_attention" in (fields.values.get("rope_parameters") or {}):
+    own = fields.values.get("rope_parameters")
+    if isinstance(own, Mapping) and "sliding_attention" in own:
         local = fields.rope("sliding_attention")
     else:
         local = Rope(base=fields.real("rope_local_base_freq", 10000.0))

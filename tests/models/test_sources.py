@@ -153,3 +153,15 @@ def test_nonsense_is_refused_and_named(tmp_path: Path, raw: bytes, message: str)
     found = refusal(tmp_path)
     assert message in found
     assert "model.safetensors" in found
+
+
+def test_a_file_cut_short_while_it_is_read_is_an_error_not_a_crash(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({name: torch.ones(4096) for name in "abc"}, file)
+    checkpoint = Checkpoint(name="m", path=tmp_path, format="safetensors", config={"model_type": "llama"})
+    tensors = open_source(checkpoint)
+    next(tensors)
+    with file.open("r+b") as opened:
+        opened.truncate(1000)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: was cut short while tensor '[abc]'"):
+        next(tensors)

@@ -7,12 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from qa_server import QaServer, serve, serve_fake
+from qa_server import KEY, QaServer, serve, serve_fake
 from tiny_model import write_tiny_model
 
 sys.path.append(str(Path(__file__).parent.parent / "api"))
-
-KEY = "sk-one-for-the-tests"
 
 
 @pytest.fixture(scope="session")

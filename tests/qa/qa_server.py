@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 PATIENCE = 60  # seconds until a server that does not answer counts as hung: a bound, not an expectation
 MOST_GROWTH = 5 << 20
 BODY_LIMIT = 16 << 20
+KEY = "sk-one-for-the-tests"
 #: malloc gives back what is free, so that resident memory is what a process holds and not what it once held.
 TIGHT_MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_THRESHOLD_": "65536"}
 _WELCOME = re.compile(r"serves (?P<model>\S+) on http://127\.0\.0\.1:(?P<port>\d+)")

@@ -6,8 +6,7 @@ import json
 import time
 
 import pytest
-from conftest import KEY
-from qa_server import QaServer, Reply, refused
+from qa_server import KEY, QaServer, Reply, refused
 from starlette.routing import Route
 
 from octavo.api.app import build_app

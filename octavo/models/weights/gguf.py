@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from octavo.checkpoint import Checkpoint, GGUFFile, TensorInfo
+from octavo.checkpoint.checkpoint import shown
 from octavo.checkpoint.gguf import TENSOR_TYPES
 from octavo.errors import CheckpointError
 from octavo.layers.quantization.packed import QuantizedRows, packable
@@ -47,7 +48,9 @@ def gguf_tensors(checkpoint: Checkpoint, quantized: bool = False) -> Iterator[tu
         try:
             name = to_huggingface(info.name, names)
         except KeyError:
-            raise CheckpointError(f"{file.path}: tensor {info.name!r} is unknown in a {model_type} model") from None
+            raise CheckpointError(
+                f"{file.path}: tensor {shown(info.name)} is unknown in a {model_type} model"
+            ) from None
         if name is None:
             continue
         values = partial(_restored, restore, name, file, info, checkpoint)

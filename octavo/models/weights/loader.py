@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from octavo.checkpoint.checkpoint import shown
 from octavo.errors import CheckpointError
 from octavo.layers.linear import Linear
 from octavo.layers.norm import LayerNorm, RMSNorm
@@ -44,7 +45,7 @@ class _Slot:
     def expect(self, name: str, shape: Sequence[int]) -> None:
         if tuple(shape) != self.view.shape:
             found, expected = list(shape), list(self.view.shape)
-            raise CheckpointError(f"tensor {name!r} has shape {found}, but the configuration asks for {expected}")
+            raise CheckpointError(f"tensor {shown(name)} has shape {found}, but the configuration asks for {expected}")
 
 
 class _Quantized:
@@ -86,7 +87,9 @@ def load_weights(model: Decoder, source: Iterable[tuple[str, Tensor | QuantizedR
         if key is None:
             continue
         if key not in slots:
-            raise CheckpointError(f"tensor {name!r} has no place in this model; is the configuration another model's?")
+            raise CheckpointError(
+                f"tensor {shown(name)} has no place in this model; is the configuration another model's?"
+            )
         if isinstance(tensor, QuantizedRows):
             quantized.add(name, slots[key], tensor)
         else:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from octavo.checkpoint import Checkpoint
-from octavo.checkpoint.checkpoint import read_json
+from octavo.checkpoint.checkpoint import read_json, shown
 from octavo.errors import CheckpointError
 
 _MAX_HEADER_BYTES = 100_000_000  # the library's own limit
@@ -25,6 +25,7 @@ _DTYPE_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
 }  # fmt: skip
+_MAX_FILE_NAME_BYTES = 255  # what file systems take
 _SHARD = re.compile(r".*-(\d{5})-of-(\d{5})\.safetensors")
 
 
@@ -35,11 +36,13 @@ def safetensors_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
     for file in files:
         for name in _check_header(file):
             if name in home:
-                raise CheckpointError(f"{file}: tensor {name!r} is already in {home[name].name}")
+                raise CheckpointError(f"{file}: tensor {shown(name)} is already in {home[name].name}")
             home[name] = file
     for name, shard in promised.items():
         if home.get(name, Path()).name != shard:
-            raise CheckpointError(f"{checkpoint.path / shard}: the index promises tensor {name!r}, which is not there")
+            raise CheckpointError(
+                f"{checkpoint.path / shard}: the index promises tensor {shown(name)}, which is not there"
+            )
     for file in files:
         yield from _read(file)
 
@@ -48,10 +51,13 @@ def _read(file: Path) -> Iterator[tuple[str, Tensor]]:
     name = "?"
     try:
         with safe_open(str(file), framework="pt") as opened:
+            size = file.stat().st_size
             for name in opened.keys():  # noqa: SIM118  not a dict
+                if file.stat().st_size < size:  # its missing pages cannot be read
+                    raise CheckpointError(f"{file}: was cut short while tensor {shown(name)} was being read")
                 yield name, opened.get_tensor(name)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: tensor {name!r} cannot be read: {error}") from None
+        raise CheckpointError(f"{file}: tensor {shown(name)} cannot be read: {error}") from None
 
 
 def _files(folder: Path) -> tuple[list[Path], dict[str, str]]:
@@ -64,8 +70,8 @@ def _files(folder: Path) -> tuple[list[Path], dict[str, str]]:
         if not isinstance(promised, dict) or not promised or not all(isinstance(v, str) for v in promised.values()):
             raise CheckpointError(f"{index}: its weight_map does not say which file holds which tensor")
         names = sorted(set(promised.values()))
-        if any(Path(name).name != name for name in names):
-            raise CheckpointError(f"{index}: names files outside its folder")
+        if any(Path(name).name != name or len(name.encode(errors="replace")) > _MAX_FILE_NAME_BYTES for name in names):
+            raise CheckpointError(f"{index}: names files outside its folder, or with names no file has")
     else:
         promised = {}
         names = sorted(path.name for path in folder.glob("*.safetensors") if not path.name.startswith("consolidated"))
@@ -108,7 +114,7 @@ def _check_header(file: Path) -> list[str]:
     end = 0
     for (start, stop), name in spans:
         if start != end:
-            raise CheckpointError(f"{file}: tensor {name!r} begins at byte {start} of the data, not at {end}")
+            raise CheckpointError(f"{file}: tensor {shown(name)} begins at byte {start} of the data, not at {end}")
         end = stop
     if 8 + length + end != size:
         raise CheckpointError(f"{file}: has {size - 8 - length} bytes of data, its header describes {end}; truncated?")
@@ -119,7 +125,7 @@ def _span(file: Path, name: str, entry: Any) -> tuple[int, int]:
     """Where a tensor's data begins and ends, if its description makes sense."""
 
     def fail(what: str) -> NoReturn:
-        raise CheckpointError(f"{file}: tensor {name!r} {what}")
+        raise CheckpointError(f"{file}: tensor {shown(name)} {what}")
 
     if not isinstance(entry, dict):
         fail("has no description")
@@ -133,7 +139,7 @@ def _span(file: Path, name: str, entry: Any) -> tuple[int, int]:
     if offsets is None or len(offsets) != 2 or offsets[0] > offsets[1]:
         fail("has no valid data_offsets")
     if prod(shape) * _DTYPE_BYTES[dtype] != offsets[1] - offsets[0]:
-        fail(f"has {offsets[1] - offsets[0]} bytes of data, not those of {dtype} {shape}")
+        fail(f"has {offsets[1] - offsets[0]} bytes of data, not those of {dtype} {str(shape)[:100]}")
     return offsets[0], offsets[1]
 
 
