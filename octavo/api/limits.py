@@ -27,7 +27,7 @@ class Limits:
     header_seconds: float = 15.0  # 408; from a connection's first moment, or a later request's first byte
     body_bytes: int = 16 * 2**20  # 413
     body_seconds: float = 60.0  # 408; from the end of the headers
-    small_body_bytes: int = 2**20  # larger ones share `large_bodies_bytes`
+    small_body_bytes: int = 64 * 2**10  # larger ones share `large_bodies_bytes`
     large_bodies_bytes: int = 256 * 2**20  # 503; of all large bodies whose requests are not over
     queue_seconds: float | None = None  # 503; from arrival to the first token
     request_seconds: float | None = None  # 408, or a stream that ends with an error; from arrival to the end

@@ -499,6 +499,8 @@ def test_a_taken_port_is_one_clear_line() -> None:
             ConfigError, match=f"port {port} on 127.0.0.1 is already in use; choose another with --port"
         ):
             bind(ServerConfig(port=port))
+        with pytest.raises(ConfigError, match="already in use; choose another with --admin-port"):
+            bind_admin(ServerConfig(admin_port=port))
     with pytest.raises(ConfigError, match="cannot listen on"):
         bind(ServerConfig(host="203.0.113.1", port=0))
 

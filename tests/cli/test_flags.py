@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from octavo.cli import bench_latency, bench_serve, bench_throughput, run, serve
+from octavo.cli import bench_latency, bench_serve, bench_throughput, keys_new, run, serve
 from octavo.cli.flags import Parser, add_engine_flags, engine_config, given
 from octavo.config import SECTIONS, EngineConfig, ServerConfig, parse_quantity
 from octavo.errors import ConfigError
@@ -70,6 +70,7 @@ FLAGS = {
         *("--input-len", "--output-len", "--batch-size", "--num-iters", "--num-iters-warmup"),
     ],
     bench_throughput: [*ENGINE_FLAGS, *OUTPUT_FLAGS, "--num-prompts", "--input-len", "--output-len"],
+    keys_new: ["--file", "--role", "--requests-per-minute", "--tokens-per-minute", "--concurrent-requests"],
     bench_serve: [
         *OUTPUT_FLAGS,
         *("--base-url", "--model", "--api-key", "--num-prompts", "--input-len", "--output-len"),
