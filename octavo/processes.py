@@ -89,9 +89,10 @@ def end(process: subprocess.Popen[bytes]) -> int:
 
 
 def enter_child(descriptor: int) -> socket.socket:
-    """What every child does first: leave Ctrl-C to its parent, be ready to tell where it stands, take its end of the
-    socket pair, and watch it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """What every child does first: leave signals to end to its parent, who may let requests finish; be ready to tell
+    where it stands; take its end of the socket pair, and watch it."""
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, signal.SIG_IGN)
     faulthandler.enable()
     faulthandler.register(STACK_SIGNAL, all_threads=True)
     os.set_inheritable(descriptor, False)  # a child of this child would keep the line open

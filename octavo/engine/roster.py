@@ -2,7 +2,7 @@
 
 After a death every request that was on the core is a suspect. Suspects board the next core one at a time, each when the
 one before has got further, so that a core which dies again names its killer. Two crashes with nothing gained in
-between, and a request is put off; a foreign SIGKILL (an operator's, or the memory killer's) proves less. Knows ids
+between, and a request is refused; a foreign SIGKILL (an operator's, or the memory killer's) proves less. Knows ids
 only: neither tokens nor processes nor time.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 CRASH, FOREIGN_KILL = 3, 1  # what a death weighs against the one request that can have caused it
-_PUT_OFF = 6
+_REFUSED = 6
 
 
 @dataclass(slots=True)
@@ -71,14 +71,14 @@ class Roster:
         self._acquit(request_id)
 
     def bury(self, weight: int) -> str | None:
-        """The core died. All who were on it go ashore; the request that is put off for it, if there is one."""
+        """The core died. All who were on it go ashore; the request that is to be refused for it, if there is one."""
         aboard = {request_id: entry for request_id, entry in self._entries.items() if entry.aboard}
         suspects = [request_id for request_id, entry in aboard.items() if not entry.proven] or list(aboard)
         guilty = None
         if len(suspects) == 1:
             entry = aboard[suspects[0]]
             entry.blame += weight
-            guilty = suspects[0] if entry.blame >= _PUT_OFF else None
+            guilty = suspects[0] if entry.blame >= _REFUSED else None
         for entry in aboard.values():
             entry.aboard, entry.proven, entry.suspect = False, False, True
         self._on_trial = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import signal
 from collections import deque
 from collections.abc import Callable
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 _MARGIN = 10.0  # a step may take this many times as long as those before it
 _UNKNOWN_PACE = 0.05  # seconds per unit of work, before a step was seen
 _RECENT_STEPS = 64
+_LOAD_SECONDS = 60.0  # granted to any core but the first
 _TICKS = 40  # looks at a silent core before its patience is over
 _STACK_SECONDS = 0.5  # for a hung core to write its stack
 _MOST_FAILURES = 8  # cores in a row that never got ready
@@ -149,7 +151,8 @@ class Supervisor:
         self._pace = Pace(config.execution.hang_timeout)
         self._loaded = self._worked = self._hung = False  # the present core
         self._silence = 0.0  # seconds that a busy core has said nothing
-        self._patience = 0.0
+        self._announced = 0.0  # work of the step it is in, if large
+        self._load_patience = math.inf  # seconds a core may take to load; known once one has
 
     @property
     def up(self) -> bool:
@@ -160,6 +163,10 @@ class Supervisor:
     def moving(self) -> bool:
         """Whether the core is there and not late."""
         return self._loaded and self._silence <= self._patience / 2
+
+    @property
+    def _patience(self) -> float:
+        return self._pace.patience(self._announced) if self._loaded else self._load_patience
 
     def send(self, message: Add | Abort) -> None:
         assert self._line is not None
@@ -192,6 +199,7 @@ class Supervisor:
     async def _live(self, core: Core) -> Death:
         """From a core's start to its end."""
         self._loaded = self._worked = self._hung = False
+        self._silence = 0.0
         failed: OctavoError | None = None
         try:
             failed = await self._listen(core)
@@ -220,23 +228,22 @@ class Supervisor:
 
     def _take(self, message: FromCore) -> OctavoError | None:
         """Pass on what the core said; the reason if it is that it cannot start."""
-        self._silence = 0.0
+        load_seconds, self._silence, self._announced = self._silence, 0.0, 0.0
         match message:
             case Ready(capacity):
                 # Whatever memory a later core finds: requests were promised room in a context of this length.
                 model = replace(self._config.model, max_model_len=capacity.max_model_len)
                 self._config = replace(self._config, model=model)
+                self._load_patience = max(_LOAD_SECONDS, _MARGIN * load_seconds)
                 self._loaded = True
-                self._patience = self._pace.patience()
                 self._client.welcome(message)
             case Failed():
                 return message.exception()
             case Began(work):
-                self._patience = self._pace.patience(work)
+                self._announced = work
             case Stepped(step):
                 self._worked = self._worked or step.work > 0
                 self._pace.note(step.work, step.seconds)
-                self._patience = self._pace.patience()
                 self._client.hear(step)
         return None
 
@@ -249,9 +256,11 @@ class Supervisor:
         tick = self._config.execution.hang_timeout / _TICKS
         while tick:
             await asyncio.sleep(tick)
-            self._silence = self._silence + tick if self._loaded and self._client.waits else 0.0
-            if self._loaded and self._silence > self._patience:
-                logger.error("the engine process has not finished a step for %.0f s; killing it", self._silence)
+            busy = self._client.waits or not self._loaded
+            self._silence = self._silence + tick if busy else 0.0
+            if self._silence > self._patience:
+                what = "finished a step" if self._loaded else "loaded"
+                logger.error("the engine process has not %s in %.0f s; killing it", what, self._silence)
                 self._hung = True
                 await core.write_stack()
                 core.kill()

@@ -114,7 +114,7 @@ async def collect(stage: Stage, prompt="AB", name="r", **options) -> list[str]:
 
 
 def run(play) -> None:
-    asyncio.run(asyncio.wait_for(play(), 20))
+    asyncio.run(asyncio.wait_for(play(), 300))
 
 
 @pytest.mark.parametrize(("kind", "texts"), [("delta", ["C", "D"]), ("cumulative", ["C", "CD"]), ("final", ["CD"])])
@@ -377,6 +377,26 @@ def test_a_request_made_while_no_core_is_up_waits_for_one():
         assert await answer == ["C"]
         assert len(stage.line.sent) == 1
         assert stage.balance() == 0
+
+    run(play)
+
+
+def test_a_core_that_never_gets_loaded_is_replaced_too(monkeypatch):
+    monkeypatch.setattr("octavo.engine.supervisor._LOAD_SECONDS", 0.05)
+
+    async def play():
+        stage = Stage(hang_timeout=0.1)
+        await stage.engine.wait_ready()
+        stage.later = Began(1.0)  # whatever it says, it is not ready
+        stuck = await stage.crash()
+        stage.later = READY
+        while stage.line is stuck:
+            await asyncio.sleep(0)
+        assert stuck.wrote_stack
+        answer = asyncio.create_task(collect(stage))
+        await stage.request()
+        stage.say(Output("r", token_ids=[67], finish_reason="stop"))
+        assert await answer == ["C"]
 
     run(play)
 

@@ -24,6 +24,7 @@ from octavo.processes import Ready, end, setup, start
 from octavo.request import SamplingParams
 
 HERE = Path(__file__).parent
+BOUND = 300  # seconds until a test that hangs fails: a bound, not an expectation
 PARENT = """
 import sys, threading
 from fragile_core import BUSY
@@ -75,7 +76,7 @@ def play(scene, **config) -> None:
         finally:
             await engine.shutdown()
 
-    asyncio.run(asyncio.wait_for(main(), 60))
+    asyncio.run(asyncio.wait_for(main(), BOUND))
 
 
 async def tokens_of(engine: AsyncLLMEngine, prompt: list[int], max_tokens: int, into: list[int]) -> None:
@@ -127,6 +128,21 @@ def test_a_core_stopped_from_outside_is_replaced():
     play(scene, hang_timeout=1.0)
 
 
+def test_signals_that_ask_to_end_are_the_parents_business():
+    """A service manager sends them to every process of a server that is to drain."""
+
+    async def scene(engine: AsyncLLMEngine, cores: list[CoreProcess]) -> None:
+        said: list[int] = []
+        await engine.wait_ready()
+        for ending in (signal.SIGTERM, signal.SIGINT):
+            cores[0]._process.send_signal(ending)
+        await tokens_of(engine, [1, 2, 3], 10, said)
+        assert said == [*range(3, 13)]
+        assert len(cores) == 1
+
+    play(scene)
+
+
 def test_a_module_that_cannot_run_is_told_at_once():
     async def main() -> None:
         engine = AsyncLLMEngine(EngineConfig(), CHECKPOINT, Letters(), pytest.fail)
@@ -135,7 +151,7 @@ def test_a_module_that_cannot_run_is_told_at_once():
             await engine.wait_ready()
         await engine.shutdown()
 
-    asyncio.run(asyncio.wait_for(main(), 60))
+    asyncio.run(asyncio.wait_for(main(), BOUND))
 
 
 @pytest.mark.parametrize("place", ["main", "thread"])
