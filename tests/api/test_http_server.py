@@ -153,6 +153,23 @@ def test_a_client_that_leaves_aborts_its_request(stream: bool) -> None:
     run(scenario)
 
 
+def test_a_client_that_leaves_with_requests_in_line_aborts_all_of_them(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(hang_after=3)
+        async with serving(engine) as (server, port):
+            data = json.dumps(chat()).encode()
+            request = HEAD.replace(b"/tokenize", CHAT.encode()) + b"content-length: %d\r\n\r\n" % len(data) + data
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(request * 3 + request[:100])
+            await until(lambda: bool(engine.running))
+            writer.close()
+            await until(lambda: not server.server_state.connections and not server.server_state.tasks)
+            assert len(engine.calls) == len(engine.aborted) == 1
+
+    run(scenario)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_a_client_that_does_not_read_stops_only_its_own_stream() -> None:
     async def scenario() -> None:
         engine = FakeEngine(reply=lambda prompt, _: "x" * (20_000 if len(prompt) == 2 else 3), max_model_len=10**6)
