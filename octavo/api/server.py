@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import functools
+import logging
 import os
 import socket
 import ssl
@@ -25,6 +26,8 @@ from octavo.api.desk import Desk
 from octavo.api.limits import possible_connections
 from octavo.config import ServerConfig
 from octavo.errors import ConfigError
+
+logger = logging.getLogger("octavo.api")
 
 _CLOSE_SECONDS = 1.0  # for what is left to be said when the time to finish is over
 
@@ -117,6 +120,7 @@ class Server(uvicorn.Server):
         admin = app.state.admin
         self._faces = [self.config] if admin is None else [self.config, self._face(admin, config)]
         self.listening = asyncio.Event()
+        self._full = False
 
     def _face(self, app: Starlette, config: ServerConfig) -> uvicorn.Config:
         """How uvicorn serves an app on one port."""
@@ -169,6 +173,14 @@ class Server(uvicorn.Server):
             self.servers.append(await loop.create_server(connect, sock=listener, ssl=face.ssl, backlog=face.backlog))
         self.started = True
         self.listening.set()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: time to end?"""
+        full = len(self.server_state.connections) >= self._limits.connections
+        if full and not self._full:  # said when it begins, not for each that is refused
+            logger.warning("%d connections are open; more are refused", self._limits.connections)
+        self._full = full
+        return await super().on_tick(counter)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -394,7 +394,7 @@ def test_idle_connections_and_half_sent_requests_hold_up_no_shutdown() -> None:
     run(scenario)
 
 
-def test_more_connections_than_there_may_be_are_refused() -> None:
+def test_more_connections_than_there_may_be_are_refused(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         async with serving(limits=Limits(connections=2)) as (_, port):
             request = b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -405,6 +405,7 @@ def test_more_connections_than_there_may_be_are_refused() -> None:
             answer = await talk(port, request)
             assert status(answer) == 503
             assert b"retry-after: 1\r\n" in answer
+            await until(lambda: "2 connections are open; more are refused" in caplog.text)
             assert body(answer)["error"]["type"] == "overloaded_error"
             kept[0][1].close()
             while status(await talk(port, request.replace(b"host", b"connection: close\r\nhost"))) != 200:

@@ -99,8 +99,14 @@ class Ledger:
         seen = Counter(f"complete {sample.status}" for sample in samples if sample.complete)
         unequal = sum(((seen - counted) + (counted - seen)).values())
         without = sum(not sample.complete for sample in samples)
+        accepted, *ended = (
+            int(self._server.metric(f"requests_{what}_total"))
+            for what in ("accepted", "completed", "errored", "cancelled")
+        )
         say(f"  {len(samples)} sent = {dict(seen)} + {without} lost; counted differently: {unequal}")
-        return without + unequal
+        if accepted:  # a scripted engine counts nothing
+            say(f"  the engine accepted {accepted} = {' + '.join(map(str, ended))} completed, errored and cancelled")
+        return without + unequal + abs(accepted - sum(ended))
 
 
 class Memory:
