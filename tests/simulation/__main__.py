@@ -75,8 +75,8 @@ def _run_seeds(seconds: float, jobs: int, first: int | None) -> bool:
 def run_chunk(first: int, count: int) -> tuple[int, list[tuple[int, str]]]:
     """Steps made, and the seeds that failed with what they broke."""
     from simulation.books import Violation
+    from simulation.run import run
     from simulation.scenario import from_seed
-    from simulation.world import run
 
     steps = 0
     failures: list[tuple[int, str]] = []
@@ -139,15 +139,15 @@ def _run_mutant(mutation: Mutation) -> int:
     """Seeds until one fails for a reason that is the simulation's to see. A bug that is none is an error."""
     install(mutation)
     from simulation.books import Violation
+    from simulation.run import run
     from simulation.scenario import from_seed
-    from simulation.world import run
 
     began = time.monotonic()
     steps = seed = 0
     caught, what = False, "nothing was violated"
     while not caught and time.monotonic() - began < _MUTANT_SECONDS:
         try:
-            steps += run(from_seed(seed))
+            steps += run(from_seed(seed, mutation.share_of_whole))
         except Violation as violation:
             if isinstance(violation.__cause__, NameError | ImportError | SyntaxError | TypeError):
                 raise

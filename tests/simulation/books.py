@@ -20,6 +20,7 @@ crash       nothing raises
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from octavo.engine.channel import Abort, Add, ToCore
@@ -78,6 +79,9 @@ class Books:
     def __len__(self) -> int:
         """Requests on the core."""
         return len(self._aboard)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._aboard)
 
     # ------------------------------------------------------------------ messages
 

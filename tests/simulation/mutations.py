@@ -20,6 +20,11 @@ class Mutation(NamedTuple):
     old: str
     new: str
 
+    @property
+    def share_of_whole(self) -> float:
+        """How many of the seeds should simulate the whole service: only there the code of the supervision runs."""
+        return float(self.module in (_ROSTER, _ENGINE, _SUPERVISOR))
+
     def patch(self, source: str) -> str:
         count = source.count(self.old)
         if count != 1:
@@ -68,6 +73,9 @@ _SEQUENCE = "octavo.scheduling.sequence"
 _PROCESS = "octavo.engine.core_process"
 _CORE = "octavo.engine.core"
 _OUTPUT = "octavo.engine.output"
+_ROSTER = "octavo.engine.roster"
+_ENGINE = "octavo.engine.async_engine"
+_SUPERVISOR = "octavo.engine.supervisor"
 
 MUTATIONS = [
     Mutation("skip a decref", _BLOCKS, "in reversed(blocks):", "in reversed(blocks[1:]):"),
@@ -191,4 +199,27 @@ MUTATIONS = [
     Mutation("finished sequences resume", _OUTPUT, "if sequence and not sequence.total.finished", "if sequence"),
     Mutation("one who left is not counted", _OUTPUT,
              "            self._metrics.finish(reason, state.times, state.output_tokens)", "            pass"),
+    Mutation("all suspects at once", _ROSTER,
+             "                self._on_trial = request_id\n", "                pass\n"),
+    Mutation("a suspect that ended is still awaited", _ROSTER,
+             "self._ashore.pop(request_id, None)\n        self._acquit(request_id)",
+             "self._ashore.pop(request_id, None)"),
+    Mutation("refused for one crash", _ROSTER, "_REFUSED = 6", "_REFUSED = 3"),
+    Mutation("refused for what others did", _ENGINE, "FOREIGN_KILL if death.foreign_kill else CRASH", "CRASH"),
+    Mutation("a new core starts everything over", _ENGINE,
+             "state.request if request_id == newcomer else state.resumed()",
+             "state.request"),
+    Mutation("a new core is told nothing", _ENGINE, "self._loaded.set_result(ready)\n        self._board()",
+             "self._loaded.set_result(ready)"),
+    Mutation("who is refused is not told", _ENGINE,
+             "is not None:\n            stream.put_nowait(error)", "is None:\n            pass"),
+    Mutation("who leaves is not forgotten", _ENGINE, "            await self.abort(request_id)", "            pass"),
+    Mutation("the dead are not mourned", _SUPERVISOR,
+             "                self._client.mourn(death)", "                pass"),
+    Mutation("a core that hangs is left alone", _SUPERVISOR, "if self._silence > self._patience:",
+             "if self._silence < 0:"),
+    Mutation("a core that works is killed", _SUPERVISOR, "self._announced = self._silence, 0.0, 0.0",
+             "self._announced = self._silence, self._silence, 0.0"),
+    Mutation("one core that does not load ends it all", _SUPERVISOR, "while unloaded < _MOST_FAILURES:",
+             "while unloaded < 1:"),
 ]  # fmt: skip

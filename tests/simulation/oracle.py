@@ -17,6 +17,7 @@ from octavo.request import FinishReason, Request
 
 VOCABULARY = 53
 SPECIAL = 52  # the one special token: never part of the text
+DEADLY = SPECIAL  # a prompt that begins with it kills the core which computes it
 _LETTERS = "abcdef"
 
 

@@ -13,7 +13,10 @@ from msgspec import Struct, field
 from octavo.config import CacheConfig, EngineConfig, SchedulerConfig, SchedulingPolicy
 from octavo.engine.output import OutputKind
 from octavo.plan import Capacity
-from simulation.oracle import VOCABULARY
+from octavo.request import BeamSearchParams, SamplingParams
+from simulation.oracle import DEADLY, SPECIAL, VOCABULARY
+
+_WHOLE = 0.05  # share of seeds that simulate the whole service
 
 
 class Setup(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -80,6 +83,26 @@ class Ask(Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
     priority: int = 0
     kind: OutputKind = "delta"
 
+    def params(self, *, stop_token_ids: list[int]) -> SamplingParams:
+        return SamplingParams(
+            n=self.n,
+            max_tokens=self.max_tokens,
+            min_tokens=self.min_tokens,
+            stop=self.stop,
+            stop_token_ids=stop_token_ids,
+            include_stop_str_in_output=self.shows_stop,
+            detokenize=self.detokenize,
+            logprobs=0 if self.logprobs else None,
+            prompt_logprobs=0 if self.prompt_logprobs else None,
+            seed=self.seed,
+        )
+
+    @property
+    def search(self) -> BeamSearchParams | None:
+        if not self.beam:
+            return None
+        return BeamSearchParams(beam_width=self.beam, max_tokens=self.max_tokens, length_penalty=self.length_penalty)
+
 
 class Leave(Struct, frozen=True, tag=True):
     """The caller of a request goes away, whether it still runs or not."""
@@ -117,25 +140,38 @@ class Crash(Struct, frozen=True, tag=True):
 
     in_step: bool
     heard: int
+    foreign: bool = False  # killed from outside, for nothing it did
+
+
+class Hang(Struct, frozen=True, tag=True):
+    """The core stands still from its next step on, until someone notices and kills it."""
+
+
+class Unloadable(Struct, frozen=True, tag=True):
+    """So many cores in a row will die before they are ready."""
+
+    count: int
 
 
 class Settle(Struct, frozen=True, tag=True):
     """Nothing new comes: everything has to end, and all that was used has to be given back."""
 
 
-Op = Ask | Leave | Step | Break | Lag | Jump | Crash | Settle
+Op = Ask | Leave | Step | Break | Lag | Jump | Crash | Hang | Unloadable | Settle
 
 
 class Scenario(Struct, frozen=True, omit_defaults=True):
     setup: Setup
     ops: list[Op]
+    whole: bool = False  # the whole service with its supervisor, not only the core and the way out
     note: str = ""  # what went wrong when this was found
 
 
-def from_seed(seed: int) -> Scenario:
+def from_seed(seed: int, share_of_whole: float = _WHOLE) -> Scenario:
     random = Random(seed)
+    whole = random.random() < share_of_whole
     setup = _setup(random)
-    return Scenario(setup, _Workload(random, setup).ops())
+    return Scenario(setup, _Workload(random, setup, whole).ops(), whole)
 
 
 def _setup(random: Random) -> Setup:
@@ -160,13 +196,14 @@ def _setup(random: Random) -> Setup:
 class _Workload:
     """Each seed has habits of its own: which kinds of request and of misfortune it knows, and how often they come."""
 
-    def __init__(self, random: Random, setup: Setup) -> None:
+    def __init__(self, random: Random, setup: Setup, whole: bool) -> None:
         self._random = random
+        self._whole = whole
         self._asked = 0
         capacity = min(setup.max_model_len, setup.num_blocks * setup.block_size)
         self._longest = random.choice((4, capacity // 2, capacity - 1))
         self._most_tokens = random.choice((1, 4, 12, 30))
-        self._letters = random.choice((3, VOCABULARY))  # prompts of few different tokens repeat each other
+        self._letters = random.choice((3, SPECIAL))  # prompts of few different tokens repeat each other
         self._prefixes = [self._tokens(capacity) for _ in range(random.choice((1, 2, 3)))]
         self._rates = {name: random.choice((0.0, 0.0, 0.1, 0.4)) for name in _HABITS}
         self._busy = random.choice((1, 2, 6, 15))  # steps between two events
@@ -183,7 +220,7 @@ class _Workload:
         random = self._random
         match random.choices(("ask", "leave", "break", "lag", "jump", "crash", "settle", "burst"), self._weights())[0]:
             case "leave":
-                return [Leave(random.randrange(self._asked + 1))]
+                return [Leave(max(self._asked - 1 - random.randrange(random.choice((5, 50))), 0))]
             case "break":
                 return [Break(random.randrange(8))]
             case "lag":
@@ -191,13 +228,19 @@ class _Workload:
             case "jump":
                 return [Jump(random.choice((0.5, 60.0, 1e6)))]
             case "crash":
-                return [Crash(random.random() < 0.5, random.randrange(3))]
+                return [self._crash()]
             case "settle":
                 return [Settle()]
             case "burst":
                 return [self._ask() for _ in range(random.randrange(1, 9))]
             case _:
                 return [self._ask()]
+
+    def _crash(self) -> Op:
+        random = self._random
+        if self._whole and random.random() < 0.4:
+            return random.choice((Hang(), Unloadable(random.randrange(1, 4))))
+        return Crash(random.random() < 0.5, random.randrange(3), self._whole and random.random() < 0.5)
 
     def _weights(self) -> list[float]:
         rates = self._rates
@@ -234,6 +277,8 @@ class _Workload:
         random = self._random
         if self._often("too_long"):
             return self._tokens(random.choice((0, 200)))
+        if self._whole and self._often("deadly"):
+            return [DEADLY, *self._tokens(3)]
         length = random.randint(1, max(1, self._longest))
         shared = random.choice(self._prefixes)[: random.randint(0, length)]
         return shared + self._tokens(length - len(shared))
@@ -247,5 +292,5 @@ class _Workload:
 
 _HABITS = (
     *("leave", "break", "lag", "jump", "crash"),
-    *("beam", "n", "stop", "min_tokens", "logprobs", "prompt_logprobs", "salt", "adapter", "too_long"),
+    *("beam", "n", "stop", "min_tokens", "logprobs", "prompt_logprobs", "salt", "adapter", "too_long", "deadly"),
 )

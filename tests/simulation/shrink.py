@@ -9,8 +9,8 @@ from msgspec import NODEFAULT
 from msgspec.structs import asdict, fields, replace
 
 from simulation.books import Violation
+from simulation.run import run
 from simulation.scenario import Ask, Op, Scenario, Setup
-from simulation.world import run
 
 Record = TypeVar("Record", Ask, Setup)
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from simulation.__main__ import run_chunk, run_mutant
 from simulation.mutations import MUTATIONS, Mutation
+from simulation.run import run
 from simulation.scenario import Ask, Break, Crash, Lag, Leave, Op, Scenario, Settle, Setup, Step, from_seed
-from simulation.world import run
 
 REGRESSIONS = msgspec.json.decode(Path(__file__).with_name("regressions.json").read_bytes(), type=list[Scenario])
 QUICK = {"skip a decref", "hash without salt", "re-emit after preempt", "the worker keeps a stale slot"}

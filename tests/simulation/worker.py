@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from octavo.plan import Capacity, Row, RowResult, SequenceSpec, StepPlan, StepResult, fork_seed
 from octavo.request import Logprobs
-from simulation.oracle import candidates, draw, entry, logprob
+from simulation.oracle import DEADLY, candidates, draw, entry, logprob
 
 POISON = -1  # in every slot that was never written, or whose block was given back
 
@@ -68,6 +68,8 @@ class Worker:
             stored = content[table[position // size]][position % size] = entry(token, position, view)
             view.append(stored)
         spec = self.specs[row.sequence_id]
+        if spec.token_ids[0] == DEADLY:
+            raise Killed
         result = self._draw(row, spec, view) if row.draws else None
         if spec.params.prompt_logprobs is not None:
             result = _with_prompt_logprobs(row, spec, view, result)

@@ -1,7 +1,8 @@
 """One simulated service: callers, the real `OutputProcessor`, a transport that may lag, and the real core's turn.
 
-One thread, no real clock, nothing random: a `Scenario` runs the same way every time. Whatever breaks an invariant, or
-raises where nothing may, is a `Violation`.
+It is its own supervisor: a core that died is replaced at once and goes on with everything, which is fast and tells the
+scheduler's part in it. `service` has the real one. Whatever breaks an invariant, or raises where nothing may, is a
+`Violation`.
 """
 
 from __future__ import annotations
@@ -12,88 +13,22 @@ from typing import TypeVar, cast
 from octavo.engine.channel import Abort, Add, FromCore, Stepped, ToCore
 from octavo.engine.core import EngineCore
 from octavo.engine.core_process import turn
-from octavo.engine.output import OutputKind, OutputProcessor
+from octavo.engine.output import OutputProcessor
 from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import InvalidRequest, Overloaded, RequestFailed
 from octavo.metrics import Metrics
 from octavo.plan import StepPlan
-from octavo.request import BeamSearchParams, Request, RequestOutput, SamplingParams
+from octavo.request import Request
 from simulation.books import Books, Violation, demand
-from simulation.oracle import SPECIAL, Alone, token_bytes
-from simulation.scenario import Ask, Break, Crash, Jump, Lag, Leave, Op, Scenario, Settle, Setup, Step
+from simulation.callers import Caller, Spelling
+from simulation.oracle import Alone
+from simulation.scenario import Ask, Break, Crash, Hang, Jump, Lag, Leave, Op, Settle, Setup, Step, Unloadable
 from simulation.worker import Killed, Worker
 
 _TURN_SECONDS = 0.01
 _ERRORS = {"invalid": InvalidRequest, "overloaded": Overloaded, "failed": RequestFailed}
 
 Message = TypeVar("Message")
-
-
-class Spelling:
-    """The tokenizer of the oracle's vocabulary, as far as the way out needs one."""
-
-    special_ids = frozenset({SPECIAL})
-
-    def token(self, token_id: int) -> str:
-        return token_bytes(token_id).decode(errors="replace")
-
-    def token_bytes(self, token_id: int) -> bytes:
-        return token_bytes(token_id)
-
-    def strip_start(self, raw: bytes) -> bytes:
-        return raw
-
-
-class Caller:
-    """Someone who asked, what has been heard since, and whether it is over."""
-
-    def __init__(self, request: Request, kind: OutputKind, alone: Alone) -> None:
-        self.request = request
-        self.alone = alone
-        self.open = True
-        self._kind = kind
-        self._text = [""] * alone.width
-        self._tokens: list[list[int]] = [[] for _ in range(alone.width)]
-        self._endings: dict[int, tuple[str | None, int | str | None]] = {}
-
-    @property
-    def remaining(self) -> int:
-        """Steps that its sequences need at most, each the first in line from its beginning to its end."""
-        return self.alone.width * (len(self.request.prompt_token_ids) + self.request.max_tokens)
-
-    def hear(self, report: RequestOutput) -> None:
-        for part in report.outputs:
-            index = part.index
-            if self._kind == "delta":
-                demand(index not in self._endings, "transcript", f"{report.request_id}[{index}] after its end")
-                self._text[index] += part.text
-                self._tokens[index] += part.token_ids
-            else:
-                before = self._tokens[index]
-                demand(part.token_ids[: len(before)] == before, "transcript", f"{report.request_id}: taken back")
-                demand(part.text.startswith(self._text[index]), "transcript", f"{report.request_id}: taken back")
-                self._text[index], self._tokens[index] = part.text, list(part.token_ids)
-            if part.finish_reason is not None:
-                self._endings[index] = (part.finish_reason, part.stop_reason)
-        if report.finished:
-            self._compare()
-            self.open = False
-
-    def check_resumed(self, request: Request) -> None:
-        """A new core is told what was heard, of what has not ended."""
-        for known in request.resumes or []:
-            true = known.index not in self._endings
-            if self._kind != "final":
-                true = true and known.token_ids == self._tokens[known.index]
-            demand(true, "transcript", f"{request.request_id}[{known.index}] resumes after {known.token_ids}")
-
-    def _compare(self) -> None:
-        """Over: everything heard is what the request says alone."""
-        endings = self.alone.endings()
-        demand(len(self._endings) == len(endings), "transcript", f"{len(self._endings)} ends, alone {len(endings)}")
-        for index, alone in enumerate(endings):
-            heard = (self._tokens[index], self._text[index], *self._endings[index])
-            demand(heard == alone, "transcript", f"{self.request.request_id}[{index}]: {heard}, alone {tuple(alone)}")
 
 
 class World:
@@ -122,6 +57,11 @@ class World:
         self._core = EngineCore(self._setup.config, self._worker, hash_seed=seed, clock=lambda: self._now)
         self._books = Books(self._core.scheduler, self._worker, self._alone)
 
+    def run(self, ops: list[Op]) -> None:
+        for op in ops:
+            self.play(op)
+        self.settle()
+
     def play(self, op: Op) -> None:
         match op:
             case Ask():
@@ -140,6 +80,8 @@ class World:
                 self._now += seconds
             case Crash(in_step, heard):
                 self._crash(in_step, heard)
+            case Hang() | Unloadable():  # nobody watches here, and a core is there at once
+                self._crash(True, 0)
             case Settle():
                 self.settle()
 
@@ -162,7 +104,7 @@ class World:
     # ------------------------------------------------------------------ callers
 
     def _ask(self, ask: Ask) -> None:
-        request = _request(f"r{len(self._callers)}", ask, self._now)
+        request = as_request(f"r{len(self._callers)}", ask, self._now)
         alone = Alone(request, min(self._setup.max_model_len, self._setup.num_blocks * self._setup.block_size))
         self._alone[request.request_id] = alone
         self._callers.append(Caller(request, ask.kind, alone))
@@ -257,25 +199,11 @@ class World:
                 self._send(Add(resumed))
 
 
-def _request(request_id: str, ask: Ask, now: float) -> Request:
-    params = SamplingParams(
-        n=ask.n,
-        max_tokens=ask.max_tokens,
-        min_tokens=ask.min_tokens,
-        stop=ask.stop,
-        stop_token_ids=ask.stop_token_ids,
-        include_stop_str_in_output=ask.shows_stop,
-        detokenize=ask.detokenize,
-        logprobs=0 if ask.logprobs else None,
-        prompt_logprobs=0 if ask.prompt_logprobs else None,
-    )
-    beam = BeamSearchParams(
-        beam_width=ask.beam, max_tokens=ask.max_tokens, length_penalty=ask.length_penalty
-    ) if ask.beam else None  # fmt: skip
+def as_request(request_id: str, ask: Ask, now: float) -> Request:
     return Request(
         request_id=request_id,
         prompt_token_ids=ask.prompt,
-        params=params,
+        params=ask.params(stop_token_ids=ask.stop_token_ids),
         max_tokens=ask.max_tokens,
         seed=ask.seed,
         eos_token_ids=ask.eos,
@@ -283,18 +211,5 @@ def _request(request_id: str, ask: Ask, now: float) -> Request:
         priority=ask.priority,
         adapter=ask.adapter,
         cache_salt=ask.salt,
-        beam=beam,
+        beam=ask.search,
     )
-
-
-def run(scenario: Scenario) -> int:
-    """Play it and let it settle. Returns how many steps the core made. Raises Violation."""
-    world = World(scenario.setup)
-    try:
-        for op in scenario.ops:
-            world.play(op)
-        world.settle()
-    except Violation as violation:
-        violation.step = world.steps
-        raise
-    return world.steps
