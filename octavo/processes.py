@@ -24,13 +24,13 @@ from msgspec import Struct
 from octavo.checkpoint import Checkpoint
 from octavo.config import EngineConfig
 from octavo.errors import CheckpointError, ConfigError, EngineDead, OctavoError
+from octavo.logs import configure_logging
 from octavo.plan import Capacity
 
 STACK_SIGNAL = signal.SIGUSR1  # a child writes its stack to stderr
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 _CLOSE_SECONDS = 5.0
 _LEAVE_SECONDS = 1.0  # for a child to end by itself when its parent is gone
-LOG_FORMAT = "%(levelname)s %(message)s"
 
 
 class Setup(Struct, frozen=True, tag=True):
@@ -114,9 +114,3 @@ def _leave_with_parent(descriptor: int) -> None:
     hangup.poll()
     time.sleep(_LEAVE_SECONDS)
     os._exit(1)
-
-
-def configure_logging(level: str) -> None:
-    """octavo's own lines on stderr at this level; libraries' from warning on."""
-    logging.basicConfig(level=logging.WARNING, format=LOG_FORMAT)
-    logging.getLogger("octavo").setLevel(level.upper())

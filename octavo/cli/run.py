@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     import asyncio
 
     from octavo.cli.conversation import Conversation, talk
-    from octavo.processes import configure_logging
+    from octavo.logs import configure_logging
 
     configure_logging("warning")
     model, prompt = split_words(options.words)

@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
 
     from octavo.api.server import bind, bind_admin
     from octavo.api.serving import serve
-    from octavo.processes import configure_logging
+    from octavo.logs import configure_logging
 
     server_config = ServerConfig(**given(options, (ServerConfig,)))
     config = engine_config(options, options.model_argument)
