@@ -15,7 +15,6 @@ from http import HTTPStatus
 from typing import Any, Literal
 
 import httptools
-from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from octavo.api.limits import Limits
@@ -43,7 +42,7 @@ class Connection(HttpToolsProtocol):
         self._discarded = 0
         self._replaying = False
         self._refusal: tuple[int, str] | None = None
-        self._running: RequestResponseCycle | None = None  # `cycle` is the newest, which may have to wait its turn
+        self._open: list[RequestResponseCycle] = []  # without a whole answer; `cycle` is the newest of them
         self._unread: asyncio.TimerHandle | None = None  # what we sent, since the buffer was full
 
     # ------------------------------------------------------------------ transport
@@ -59,9 +58,9 @@ class Connection(HttpToolsProtocol):
         self._expect_nothing()
         self._stop_waiting_for_reader()
         self.pipeline.clear()  # nobody is there to read the answers
-        if self._running is not None:
-            self._running.disconnected = True
-            self._running.message_event.set()
+        for cycle in self._open:
+            cycle.disconnected = True
+            cycle.message_event.set()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -107,10 +106,6 @@ class Connection(HttpToolsProtocol):
         elif self._phase == "idle" and not self._answering and self._deadline is None:
             self._expect_by(self._limits.header_seconds)  # line breaks between requests keep no connection open
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self._running = cycle
-        super()._start_asgi_task(cycle, app)
-
     # ------------------------------------------------------------------ parser callbacks
 
     def on_message_begin(self) -> None:
@@ -151,6 +146,8 @@ class Connection(HttpToolsProtocol):
         self._discarded = 0
         self._expect_by(self._limits.body_seconds)
         super().on_headers_complete()
+        self._open = [cycle for cycle in self._open if not cycle.response_complete]
+        self._open.append(self.cycle)
 
     def on_body(self, body: bytes) -> None:
         super().on_body(body)

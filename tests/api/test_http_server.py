@@ -374,7 +374,7 @@ def test_shutdown_lets_requests_finish_and_refuses_new_ones() -> None:
                 while True:
                     await web.get(f"{url}/live")
 
-            with pytest.raises(httpx.ConnectError):
+            with pytest.raises(httpx.TransportError):
                 await ask_until_nobody_answers()
 
     run(scenario)
