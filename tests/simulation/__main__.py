@@ -15,6 +15,7 @@ from typing import Any
 from simulation.mutations import MUTATIONS, Mutation, install
 
 _CHUNK = 100  # seeds between two looks at the clock
+_TELL_SECONDS = 60.0
 _MUTANT_SECONDS = 120.0
 _WIDTH = 100  # characters of a violation that are shown of a seeded bug
 
@@ -49,7 +50,7 @@ def _options() -> argparse.Namespace:
 def _run_seeds(seconds: float, jobs: int, first: int | None) -> bool:
     """Whether one failed."""
     seed = int.from_bytes(os.urandom(6), "little") if first is None else first
-    began = time.monotonic()
+    began = told = time.monotonic()
     steps = seeds = 0
     failures: list[tuple[int, str]] = []
     say(f"seeds from {seed} on, {jobs} at once")
@@ -64,6 +65,9 @@ def _run_seeds(seconds: float, jobs: int, first: int | None) -> bool:
                 made, failed = future.result()
                 steps, seeds = steps + made, seeds + _CHUNK
                 failures += failed
+            if time.monotonic() > told + _TELL_SECONDS:
+                told = time.monotonic()
+                say(f"  {steps:,} steps of {seeds:,} seeds in {told - began:.0f} s")
     took = time.monotonic() - began
     say(f"{steps:,} steps of {seeds:,} seeds in {took:.0f} s: {steps / took:,.0f} steps per second")
     say(f"{len(failures)} violations")

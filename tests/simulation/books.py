@@ -40,9 +40,10 @@ class Violation(Exception):
         self.step = 0  # at which it was noticed
 
 
-def demand(condition: bool, invariant: str, detail: object = "") -> None:
+def demand(condition: bool, invariant: str, detail: str, *values: object) -> None:
+    """The values are put into `detail` only when it is needed: this is asked millions of times."""
     if not condition:
-        raise Violation(invariant, str(detail))
+        raise Violation(invariant, detail.format(*values))
 
 
 @dataclass(slots=True)
@@ -133,14 +134,16 @@ class Books:
         """A plan was made and is about to be run."""
         scheduler = self._scheduler
         tokens = sum(len(row.token_ids) for row in plan.rows)
-        demand(0 < tokens <= scheduler.config.max_num_batched_tokens, "budget", f"{tokens} tokens")
-        demand(len(scheduler.running) <= scheduler.config.max_num_seqs, "budget", f"{len(scheduler.running)} sequences")
+        demand(0 < tokens <= scheduler.config.max_num_batched_tokens, "budget", "{} tokens", tokens)
+        demand(
+            len(scheduler.running) <= scheduler.config.max_num_seqs, "budget", "{} sequences", len(scheduler.running)
+        )
         demand(len({row.sequence_id for row in plan.rows}) == len(plan.rows), "budget", "two rows for a sequence")
         self._watch_copies(plan)
         for place, row in enumerate(plan.rows):
             sequence, start, end = scheduler._in_flight[row.sequence_id]
             true = (start, end - start, sequence.tokens[start:end]) == (row.start, len(row.token_ids), row.token_ids)
-            demand(true and start == sequence.computed, "row", f"row of {sequence.id} at {row.start}")
+            demand(true and start == sequence.computed, "row", "row of {} at {}", sequence.id, row.start)
             self._watch_blocks(sequence, start, end)
             request_id = sequence.group.request.request_id
             if self._worker.faulty_row is not None and place == self._worker.faulty_row % len(plan.rows):
@@ -152,7 +155,7 @@ class Books:
     def _watch_copies(self, plan: StepPlan) -> None:
         written: set[int] = set()
         for source, destination in plan.copies:
-            demand(source not in written, "writable", f"block {source} is copied to and from in one step")
+            demand(source not in written, "writable", "block {} is copied to and from in one step", source)
             written.add(destination)
             self._tenants[destination] = self._tenants[source]
 
@@ -163,15 +166,19 @@ class Books:
         blocks, tenants = sequence.blocks, self._tenants
         tenant = (sequence.group.request.adapter, sequence.group.request.cache_salt)
         first, after = start // size, -(-end // size)
-        demand(len(blocks) == after, "owners", f"{len(blocks)} blocks for {end} tokens")
+        demand(len(blocks) == after, "owners", "{} blocks for {} tokens", len(blocks), end)
         for block in blocks[first:]:
-            demand(pool.references[block] == 1, "writable", f"block {block} has {pool.references[block]} owners")
-            demand(block not in cached, "writable", f"block {block} is offered by the prefix cache")
+            demand(pool.references[block] == 1, "writable", "block {} has {} owners", block, pool.references[block])
+            demand(block not in cached, "writable", "block {} is offered by the prefix cache", block)
         for block in blocks[:first]:
-            demand(tenants[block] == tenant, "tenant", f"{tenant} reads block {block} of {tenants[block]}")
+            demand(tenants[block] == tenant, "tenant", "{} reads block {} of {}", tenant, block, tenants[block])
         if start % size:
             demand(
-                tenants[blocks[first]] == tenant, "tenant", f"{tenant} goes on in a block of {tenants[blocks[first]]}"
+                tenants[blocks[first]] == tenant,
+                "tenant",
+                "{} goes on in a block of {}",
+                tenant,
+                tenants[blocks[first]],
             )
         for block in blocks[first:]:
             tenants[block] = tenant
@@ -181,51 +188,52 @@ class Books:
     def take(self, step: StepOutputs) -> None:
         """What the core says."""
         for request_id in step.started:
-            demand(self._queued.pop(request_id, None) is not None, "queue", f"{request_id} starts twice")
+            demand(self._queued.pop(request_id, None) is not None, "queue", "{} starts twice", request_id)
         for output in step.outputs:
             if (fault := self._refused.pop(output.request_id, None)) is not None:
-                demand(output.fault == fault and output.error is not None, "queue", f"{output.request_id} was let in")
+                demand(output.fault == fault and output.error is not None, "queue", "{} was let in", output.request_id)
             elif output.error is not None:
                 self._take_failure(output)
             elif output.cumulative_logprob is not None:
                 self._take_beam(output)
             else:
                 self._take_token(output)
-        demand(self._failing not in self._aboard, "output", f"{self._failing} goes on although a row failed")
+        demand(self._failing not in self._aboard, "output", "{} goes on although a row failed", self._failing)
         self._failing = None
 
     def _take_failure(self, output: Output) -> None:
-        demand(output.request_id in self._aboard, "output", f"{output.request_id} failed after its end: {output.error}")
-        demand(output.request_id == self._failing, "output", f"{output.request_id} failed without cause")
+        demand(
+            output.request_id in self._aboard, "output", "{} failed after its end: {}", output.request_id, output.error
+        )
+        demand(output.request_id == self._failing, "output", "{} failed without cause", output.request_id)
         self._failing = None
         self._end(output.request_id)
 
     def _take_token(self, output: Output) -> None:
         known = self._aboard.get(output.request_id)
-        demand(known is not None, "output", f"{output.request_id} speaks after its end")
+        demand(known is not None, "output", "{} speaks after its end", output.request_id)
         assert known is not None
         alone, index = known.alone, output.index
         request = alone.request
         if not known.forked:
             known.said = dict.fromkeys(range(alone.width), 0)
             known.live = set(known.said)
-            demand(output.cached_tokens == known.first_start, "output", f"{output.cached_tokens} cached tokens")
-        demand(index in known.live, "output", f"{output.request_id}[{index}] speaks after its end")
-        place = known.said[index]
+            demand(output.cached_tokens == known.first_start, "output", "{} cached tokens", output.cached_tokens)
+        demand(index in known.live, "output", "{}[{}] speaks after its end", output.request_id, index)
+        who, place = (output.request_id, index), known.said[index]
         token, reason = alone.step(index, place)
-        where = f"{output.request_id}[{index}] at {place}"
-        demand(output.token_ids == [token], "output", f"{where}: {output.token_ids}, alone {token}")
-        demand(output.finish_reason == reason, "output", f"{where}: ends {output.finish_reason}, alone {reason}")
+        demand(output.token_ids == [token], "output", "{}[{}] says {}, alone {}", *who, output.token_ids, token)
+        demand(output.finish_reason == reason, "output", "{}[{}] ends {}, alone {}", *who, output.finish_reason, reason)
         if reason == "stop":
-            demand(output.stop_token_id == token, "output", f"{where}: stopped by {output.stop_token_id}")
+            demand(output.stop_token_id == token, "output", "{}[{}] stopped by {}", *who, output.stop_token_id)
         if request.params.logprobs is not None:
             logprobs = output.logprobs or []
             values = [value.logprobs[0] for value in logprobs]
-            demand(values == [alone.line(index).logprobs[place]], "output", f"{where}: log-probability {values}")
+            demand(values == [alone.line(index).logprobs[place]], "output", "{}[{}] log-probability {}", *who, values)
         if request.params.prompt_logprobs is not None and index == 0 and place == 0:
             self._take_prompt_logprobs(output, request)
         else:
-            demand(output.prompt_logprobs is None, "output", f"{where}: prompt log-probabilities again")
+            demand(output.prompt_logprobs is None, "output", "{}[{}] prompt log-probabilities again", *who)
         known.said[index] += 1
         if reason is not None:
             known.live.discard(index)
@@ -235,16 +243,16 @@ class Books:
     def _take_prompt_logprobs(self, output: Output, request: Request) -> None:
         values = [entry.logprobs[0] for entry in output.prompt_logprobs or []]
         alone = prompt_logprobs(request.prompt_token_ids)
-        demand(values == alone, "output", f"{output.request_id}: prompt log-probabilities {values}, alone {alone}")
+        demand(values == alone, "output", "{}: prompt log-probabilities {}, alone {}", output.request_id, values, alone)
 
     def _take_beam(self, output: Output) -> None:
         known = self._aboard.get(output.request_id)
-        demand(known is not None, "output", f"{output.request_id} speaks after its end")
+        demand(known is not None, "output", "{} speaks after its end", output.request_id)
         assert known is not None
         beams = known.alone.beams
-        demand(output.index == known.beams_said < len(beams), "output", f"{output.request_id}: beam {output.index}")
+        demand(output.index == known.beams_said < len(beams), "output", "{}: beam {}", output.request_id, output.index)
         said = (output.token_ids, output.cumulative_logprob)
-        demand(said == beams[output.index], "output", f"{output.request_id}: {said}, alone {beams[output.index]}")
+        demand(said == beams[output.index], "output", "{}: {}, alone {}", output.request_id, said, beams[output.index])
         known.beams_said += 1
         if known.beams_said == len(beams):
             self._end(output.request_id)
@@ -253,12 +261,12 @@ class Books:
 
     def check(self) -> None:
         """The state that every turn leaves behind."""
-        demand(not self._refused, "queue", f"{list(self._refused)} should have been refused")
+        demand(not self._refused, "queue", "{} should have been refused", list(self._refused))
         scheduler = self._scheduler
         groups = scheduler._groups
-        demand(groups.keys() == self._aboard.keys(), "ledger", f"{list(groups)} instead of {list(self._aboard)}")
-        demand(scheduler._queued_requests == len(self._queued), "queue", f"{scheduler._queued_requests} requests")
-        demand(scheduler._queued_tokens == sum(self._queued.values()), "queue", f"{scheduler._queued_tokens} tokens")
+        demand(groups.keys() == self._aboard.keys(), "ledger", "{} instead of {}", list(groups), list(self._aboard))
+        demand(scheduler._queued_requests == len(self._queued), "queue", "{} requests", scheduler._queued_requests)
+        demand(scheduler._queued_tokens == sum(self._queued.values()), "queue", "{} tokens", scheduler._queued_tokens)
         self._check_places()
         self._check_owners()
         self._check_workers()
@@ -268,7 +276,7 @@ class Books:
         scheduler = self._scheduler
         placed = scheduler.running + scheduler.waiting
         live = [sequence for group in scheduler._groups.values() for sequence in group.live]
-        demand(len(placed) == len(live) and set(map(id, placed)) == set(map(id, live)), "place", f"{len(placed)}")
+        demand(len(placed) == len(live) and set(map(id, placed)) == set(map(id, live)), "place", "{}", len(placed))
         for line in (scheduler.running, scheduler.waiting):
             keys = [(*sequence.group.key, sequence.id) for sequence in line]
             demand(keys == sorted(keys), "place", "out of order")
@@ -279,16 +287,16 @@ class Books:
         owners = [0] * pool.count
         for sequence in scheduler.running:
             blocks, computed = sequence.blocks, sequence.computed
-            demand(len(blocks) == -(-computed // size), "owners", f"{len(blocks)} blocks for {computed} tokens")
+            demand(len(blocks) == -(-computed // size), "owners", "{} blocks for {} tokens", len(blocks), computed)
             demand(computed < len(sequence.tokens) or bool(sequence.candidates), "row", "nothing is left to compute")
             for block in blocks:
                 owners[block] += 1
         for sequence in scheduler.waiting:
-            demand(not sequence.blocks and not sequence.computed, "owners", f"{sequence.id} waits with blocks")
-        demand(pool.references == owners, "owners", f"{pool.references} references, {owners} owners")
+            demand(not sequence.blocks and not sequence.computed, "owners", "{} waits with blocks", sequence.id)
+        demand(pool.references == owners, "owners", "{} references, {} owners", pool.references, owners)
         free = pool._free
         used = sum(map(bool, owners))
-        demand(len(free) + used == pool._used, "owners", f"{len(free)} free, {used} owned, {pool._used} used")
+        demand(len(free) + used == pool._used, "owners", "{} free, {} owned, {} used", len(free), used, pool._used)
         demand(not any(owners[block] for block in free), "owners", "a free block is owned")
         demand(not any(owners[pool._used :]), "owners", "an unused block is owned")
         for block in free:
@@ -304,7 +312,7 @@ class Books:
                 known += 1
                 sent = sequence.blocks[: sequence.sent]
                 table = worker.tables.get(sequence.id)
-                demand(table is not None and table[: len(sent)] == sent, "row", f"{table} instead of {sent}")
+                demand(table is not None and table[: len(sent)] == sent, "row", "{} instead of {}", table, sent)
         demand(len(worker.specs) == known + len(scheduler._removed), "row", "a worker remembers who is gone")
 
     def _check_cache(self) -> None:
@@ -316,9 +324,13 @@ class Books:
         demand(pool._kept == cache._key_of.keys(), "cache", "blocks are kept that cannot be found, or the reverse")
         demand(len(cache._block_of) == len(cache._key_of), "cache", "keys and blocks differ in number")
         for block, key in cache._key_of.items():
-            demand(cache._block_of.get(key) == block, "cache", f"block {block} is not found by its key")
+            demand(cache._block_of.get(key) == block, "cache", "block {} is not found by its key", block)
             holds = (self._tenants[block], content[block][-1])
             demand(
-                self._meaning.setdefault(key, holds) == holds, "cache", f"a key means {self._meaning[key]} and {holds}"
+                self._meaning.setdefault(key, holds) == holds,
+                "cache",
+                "a key means {} and {}",
+                self._meaning[key],
+                holds,
             )
-            demand(self._spelling.setdefault(holds, key) == key, "cache", f"two keys for {holds}")
+            demand(self._spelling.setdefault(holds, key) == key, "cache", "two keys for {}", holds)

@@ -44,13 +44,13 @@ class Caller:
         for part in report.outputs:
             index = part.index
             if self._kind == "delta":
-                demand(index not in self._endings, "transcript", f"{report.request_id}[{index}] after its end")
+                demand(index not in self._endings, "transcript", "{}[{}] after its end", report.request_id, index)
                 self._text[index] += part.text
                 self._tokens[index] += part.token_ids
             else:
                 before = self._tokens[index]
-                demand(part.token_ids[: len(before)] == before, "transcript", f"{report.request_id}: taken back")
-                demand(part.text.startswith(self._text[index]), "transcript", f"{report.request_id}: taken back")
+                demand(part.token_ids[: len(before)] == before, "transcript", "{}: taken back", report.request_id)
+                demand(part.text.startswith(self._text[index]), "transcript", "{}: taken back", report.request_id)
                 self._text[index], self._tokens[index] = part.text, list(part.token_ids)
             if part.finish_reason is not None:
                 self._endings[index] = (part.finish_reason, part.stop_reason)
@@ -64,12 +64,20 @@ class Caller:
             true = known.index not in self._endings
             if self._kind != "final":
                 true = true and known.token_ids == self._tokens[known.index]
-            demand(true, "transcript", f"{request.request_id}[{known.index}] resumes after {known.token_ids}")
+            demand(true, "transcript", "{}[{}] resumes after {}", request.request_id, known.index, known.token_ids)
 
     def _compare(self) -> None:
         """Over: everything heard is what the request says alone."""
         endings = self.alone.endings()
-        demand(len(self._endings) == len(endings), "transcript", f"{len(self._endings)} ends, alone {len(endings)}")
+        demand(len(self._endings) == len(endings), "transcript", "{} ends, alone {}", len(self._endings), len(endings))
         for index, alone in enumerate(endings):
             heard = (self._tokens[index], self._text[index], *self._endings[index])
-            demand(heard == alone, "transcript", f"{self.request.request_id}[{index}]: {heard}, alone {tuple(alone)}")
+            demand(
+                heard == alone,
+                "transcript",
+                "{}[{}]: {}, alone {}",
+                self.request.request_id,
+                index,
+                heard,
+                tuple(alone),
+            )

@@ -209,7 +209,7 @@ class _Workload:
         self._busy = random.choice((1, 2, 6, 15))  # steps between two events
 
     def ops(self) -> list[Op]:
-        count = self._random.randrange(10, 60)
+        count = self._random.randrange(10, 60 if self._whole else 150)
         ops: list[Op] = []
         for _ in range(count):
             ops += self._event()

@@ -197,7 +197,7 @@ class Core:
         now = asyncio.get_running_loop().time()
         for request_id in self.books:
             known = self._service.gone.get(request_id, now)
-            demand(known >= now - _STEP_SECONDS, "leak", f"{request_id} is computed for nobody")
+            demand(known >= now - _STEP_SECONDS, "leak", "{} is computed for nobody", request_id)
 
     def _say(self, message: FromCore) -> None:
         if isinstance(message, Stepped):
@@ -298,7 +298,7 @@ class Service:
         if self._tasks:
             _, waiting = await asyncio.wait(self._tasks, timeout=_PATIENCE)
             self._raise_broken()
-            demand(not waiting, "liveness", f"{len(waiting)} callers hear no end")
+            demand(not waiting, "liveness", "{} callers hear no end", len(waiting))
         self._tasks.clear()
         await asyncio.sleep(_LOAD_SECONDS + 30.0)  # aborts arrive, a core that just died is replaced
         self._raise_broken()
@@ -312,12 +312,16 @@ class Service:
         )
         demand(core.core.scheduler.pool.free == self.setup.num_blocks, "leak", "blocks")
         rest = (engine._outputs.unfinished, len(engine._streams), len(engine._roster._entries))
-        demand(not any(rest), "leak", f"(outputs, streams, roster) = {rest}")
+        demand(not any(rest), "leak", "(outputs, streams, roster) = {}", rest)
         demand(engine.moving, "liveness", "the engine does not say that it moves")
         ended = sum(map(total, ("requests_completed", "requests_errored", "requests_cancelled")))
-        demand(total("requests_accepted") == ended, "ledger", f"{total('requests_accepted')} taken, {ended} ended")
+        demand(total("requests_accepted") == ended, "ledger", "{} taken, {} ended", total("requests_accepted"), ended)
         demand(
-            total("core_restarts") == self._deaths, "ledger", f"{self._deaths} deaths, {total('core_restarts')} known"
+            total("core_restarts") == self._deaths,
+            "ledger",
+            "{} deaths, {} known",
+            self._deaths,
+            total("core_restarts"),
         )
 
     # ------------------------------------------------------------------ callers
@@ -342,10 +346,10 @@ class Service:
         )
         try:
             async for output in outputs:
-                demand(caller.open, "transcript", f"{request.request_id} is told something after its end")
+                demand(caller.open, "transcript", "{} is told something after its end", request.request_id)
                 caller.hear(output)
                 await asyncio.sleep(ask.priority * _STEP_SECONDS)  # some read slowly
-            demand(not caller.open, "transcript", f"{request.request_id} hears no end")
+            demand(not caller.open, "transcript", "{} hears no end", request.request_id)
         except OctavoError as error:
             self._check_error(caller, error)
         finally:
@@ -354,20 +358,20 @@ class Service:
 
     def _check_error(self, caller: Caller, error: OctavoError) -> None:
         request = caller.request
-        demand(caller.open, "transcript", f"{request.request_id} fails after its end")
+        demand(caller.open, "transcript", "{} fails after its end", request.request_id)
         length = len(request.prompt_token_ids)
         match error:
             case InvalidRequest():
                 fits = 0 < length < min(self.setup.max_model_len, self.setup.num_blocks * self.setup.block_size)
-                demand(not fits, "transcript", f"{request.request_id} was refused: {error.message}")
+                demand(not fits, "transcript", "{} was refused: {}", request.request_id, error.message)
             case Overloaded():
                 bounds = (self.setup.max_num_queued_reqs, self.setup.max_num_queued_tokens)
-                demand(any(bounds), "transcript", f"{request.request_id} was refused: {error.message}")
+                demand(any(bounds), "transcript", "{} was refused: {}", request.request_id, error.message)
             case RequestFailed() if "crashed" in error.message:
                 blame = self._blame.get(request.request_id, 0)
-                demand(blame >= _REFUSED, "transcript", f"{request.request_id} was refused for {blame}")
+                demand(blame >= _REFUSED, "transcript", "{} was refused for {}", request.request_id, blame)
             case RequestFailed():
-                demand(error.message == "not a number", "transcript", f"{request.request_id}: {error.message}")
+                demand(error.message == "not a number", "transcript", "{}: {}", request.request_id, error.message)
             case _:
                 raise Violation("transcript", f"{request.request_id}: {error!r}")
 

@@ -36,7 +36,7 @@ class World:
 
     def __init__(self, setup: Setup) -> None:
         self.steps = 0
-        self._setup = setup
+        self._setup, self._config = setup, setup.config
         self._now = 0.0
         self._turns = 0
         self._lag = Lag(0, 0)
@@ -54,7 +54,7 @@ class World:
         self._cores += 1
         self._worker = Worker(self._setup.capacity, self._watch)
         seed = self._cores.to_bytes(32, "little")
-        self._core = EngineCore(self._setup.config, self._worker, hash_seed=seed, clock=lambda: self._now)
+        self._core = EngineCore(self._config, self._worker, hash_seed=seed, clock=lambda: self._now)
         self._books = Books(self._core.scheduler, self._worker, self._alone)
 
     def run(self, ops: list[Op]) -> None:
@@ -91,15 +91,15 @@ class World:
         bound = 20 + 4 * sum(caller.remaining for caller in self._callers if caller.open)
         bound += 4 * (self._lag.to_core + self._lag.to_caller)
         while self._core.has_work or self._to_core or self._to_caller:
-            demand(bound > 0, "liveness", f"{len(self._books)} requests do not end")
+            demand(bound > 0, "liveness", "{} requests do not end", len(self._books))
             bound -= 1
             self._turn()
         pool, total = self._core.scheduler.pool, self._metrics.total
-        demand(pool.free == pool.count, "leak", f"{pool.count - pool.free} blocks")
-        demand(not self._outputs.unfinished, "leak", f"{self._outputs.unfinished} requests of callers")
+        demand(pool.free == pool.count, "leak", "{} blocks", pool.count - pool.free)
+        demand(not self._outputs.unfinished, "leak", "{} requests of callers", self._outputs.unfinished)
         demand(not any(caller.open for caller in self._callers), "transcript", "a caller has heard no end")
         ended = sum(map(total, ("requests_completed", "requests_errored", "requests_cancelled")))
-        demand(total("requests_accepted") == ended, "ledger", f"{total('requests_accepted')} taken, {ended} ended")
+        demand(total("requests_accepted") == ended, "ledger", "{} taken, {} ended", total("requests_accepted"), ended)
 
     # ------------------------------------------------------------------ callers
 
@@ -124,13 +124,13 @@ class World:
         news = self._outputs.take(message.step)
         for report in news.reports:
             caller = self._caller(report.request_id)
-            demand(caller.open, "transcript", f"{report.request_id} is told something after its end")
+            demand(caller.open, "transcript", "{} is told something after its end", report.request_id)
             caller.hear(report)
         failed = {output.request_id: output for output in message.step.outputs if output.error is not None}
         for request_id, error in news.failures.items():
             output = failed.get(request_id)
             true = output is not None and (type(error), error.message) == (_ERRORS[output.fault], output.error)
-            demand(true, "transcript", f"{request_id} failed on its way out: {error}")
+            demand(true, "transcript", "{} failed on its way out: {}", request_id, error)
             self._caller(request_id).open = False
         for request_id, index in news.aborts:
             self._send(Abort(request_id, index))
