@@ -1,21 +1,19 @@
-"""The scheduler under random schedules: every step keeps the books, every output equals the request run alone."""
+"""What the scheduler promises, one thing at a time. Random schedules of all of them are in tests/simulation."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter, defaultdict
 
 import pytest
-from fake_model import FakeModel, candidates, expected
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from msgspec import structs
+from simulation.oracle import VOCABULARY, Line
+from simulation.worker import Worker
 
 from octavo.config import SchedulerConfig
 from octavo.errors import ContextTooLong, InvalidRequest, Overloaded
-from octavo.plan import RowResult, StepResult, fork_seed
-from octavo.request import BeamSearchParams, Continuation, Logprobs, Request, SamplingParams
+from octavo.plan import Capacity, RowResult, StepResult, fork_seed
+from octavo.request import BeamSearchParams, Continuation, Request, SamplingParams
 from octavo.scheduling.scheduler import Scheduler
 from octavo.scheduling.sequence import Hypothesis
 
@@ -48,39 +46,24 @@ def make_request(request_id, prompt, *, max_tokens=8, n=1, seed=7, beam=None, eo
     )
 
 
-def check_books(scheduler: Scheduler) -> None:
-    """Blocks: owned ones have as many references as owners, the others are free; every sequence in one place."""
-    owners = Counter()
-    for sequence in scheduler.waiting:
-        assert not sequence.blocks
-        assert sequence.computed == 0
-    for sequence in scheduler.running:
-        assert len(sequence.blocks) == -(-sequence.computed // BLOCK)
-        owners.update(sequence.blocks)
-    references = dict(enumerate(scheduler.pool.references))
-    assert {block: count for block, count in references.items() if count} == owners
-    assert scheduler.pool.free == scheduler.pool.count - len(owners)
-    live = [sequence for group in scheduler._groups.values() for sequence in group.live]
-    assert sorted(map(id, live)) == sorted(map(id, scheduler.waiting + scheduler.running))
-    assert len(scheduler.running) <= scheduler.config.max_num_seqs
+def make_model(num_blocks=64) -> Worker:
+    capacity = Capacity(num_blocks=num_blocks, block_size=BLOCK, max_model_len=64, vocab_size=VOCABULARY)
+    return Worker(capacity, watch=lambda plan: None)
 
 
-def step(scheduler: Scheduler, model: FakeModel):
+def expected(prompt, seed: int, max_tokens: int, ends: list[int]) -> list[int]:
+    """What a request says alone."""
+    output = Line(prompt, seed).output(max_tokens)
+    places = [place for place, token in enumerate(output, 1) if token in ends]
+    return output[: min(places, default=max_tokens)]
+
+
+def step(scheduler: Scheduler, model: Worker):
     plan = scheduler.schedule()
-    assert plan.token_count <= scheduler.config.max_num_batched_tokens
-    assert len({row.sequence_id for row in plan.rows}) == len(plan.rows)
-    assert all(row.token_ids for row in plan.rows)
-    writable = Counter()
-    for sequence, start, end in scheduler._in_flight.values():
-        for block in sequence.blocks[start // BLOCK : -(-end // BLOCK)]:
-            writable[block] += 1
-            assert scheduler.pool.references[block] == 1, "a shared block would be written"
-    outputs = scheduler.update(model.run(plan))
-    check_books(scheduler)
-    return plan, outputs
+    return plan, scheduler.update(model.run(plan))
 
 
-def run_to_end(scheduler: Scheduler, model: FakeModel, limit=3000):
+def run_to_end(scheduler: Scheduler, model: Worker, limit=3000):
     outputs = []
     for _ in range(limit):
         if not scheduler.has_work:
@@ -98,117 +81,9 @@ def texts(outputs) -> dict[tuple[str, int], list[int]]:
     return tokens
 
 
-def beam_oracle(prompt: list[int], width: int, max_tokens: int, eos: list[int]) -> list[list[int]]:
-    """Beam search without blocks, batches or steps."""
-    beams, done = [([], 0.0)], []
-    for _ in range(max_tokens):
-        grown = []
-        for output, total in beams:
-            for token, logprob in candidates(prompt + output, 2 * width):
-                (done if token in eos else grown).append(([*output, token], total + logprob))
-        beams = sorted(grown, key=lambda beam: -beam[1])[:width]
-    return [output for output, total in sorted(done + beams, key=lambda beam: -beam[1] / len(beam[0]))[:width]]
-
-
-prompts = st.one_of(
-    st.lists(st.integers(0, 3), min_size=1, max_size=30),
-    st.integers(1, 30).map(lambda length: [5] * length),  # shared prefixes
-)
-requests = st.lists(
-    st.fixed_dictionaries(
-        {
-            "prompt": prompts,
-            "max_tokens": st.integers(1, 20),
-            "n": st.sampled_from([1, 1, 1, 2, 3]),
-            "beam": st.sampled_from([0, 0, 0, 1, 2, 3]),
-            "seed": st.integers(0, 2),
-            "eos": st.lists(st.integers(0, 999), max_size=300),
-            "salt": st.sampled_from([None, None, "a", "b"]),
-            "priority": st.integers(0, 2),
-            "at": st.integers(0, 30),
-            "abort_at": st.one_of(st.none(), st.none(), st.integers(0, 40)),
-        }
-    ),
-    min_size=1,
-    max_size=8,
-)
-
-
-@given(
-    requests=requests,
-    num_blocks=st.integers(13, 60),
-    budget=st.integers(1, 40),
-    max_num_seqs=st.integers(1, 6),
-    policy=st.sampled_from(["fcfs", "priority"]),
-    prefix=st.booleans(),
-    kept=st.sampled_from([None, 1, 8, 20]),
-    threshold=st.sampled_from([0, 3]),
-)
-@settings(max_examples=300, deadline=None)
-def test_any_schedule_gives_the_tokens_of_the_request_alone(
-    requests, num_blocks, budget, max_num_seqs, policy, prefix, kept, threshold
-):
-    scheduler = make_scheduler(
-        num_blocks,
-        prefix=prefix,
-        kept=kept,
-        max_num_batched_tokens=budget,
-        max_num_seqs=max_num_seqs,
-        scheduling_policy=policy,
-        long_prefill_token_threshold=threshold,
-    )
-    model = FakeModel(num_blocks, BLOCK)
-    outputs, aborted = [], set()
-    for now in range(45):
-        for number, ask in enumerate(requests):
-            if ask["at"] == now:
-                beam = BeamSearchParams(beam_width=ask["beam"], max_tokens=ask["max_tokens"]) if ask["beam"] else None
-                scheduler.add(
-                    make_request(
-                        str(number),
-                        ask["prompt"],
-                        max_tokens=ask["max_tokens"],
-                        n=1 if beam else ask["n"],
-                        seed=ask["seed"],
-                        eos=ask["eos"],
-                        beam=beam,
-                        cache_salt=ask["salt"],
-                        priority=ask["priority"],
-                    )
-                )
-            if ask["abort_at"] == now:
-                scheduler.abort(str(number))
-                aborted.add(str(number))
-        check_books(scheduler)
-        outputs += step(scheduler, model)[1]
-    outputs += run_to_end(scheduler, model)
-
-    assert scheduler.pool.free == num_blocks
-    assert not scheduler.pool._free.keys() ^ set(range(scheduler.pool._used))
-    assert scheduler._queued_tokens == 0
-    scheduler.schedule()  # tells the workers what is left to forget
-    got = texts(outputs)
-    for number, ask in enumerate(requests):
-        for index in range(ask["beam"] or ask["n"]):
-            if ask["beam"]:
-                ranked = beam_oracle(ask["prompt"], ask["beam"], ask["max_tokens"], ask["eos"])
-                alone = ranked[index]
-            else:
-                alone = expected(ask["prompt"], fork_seed(ask["seed"], index), ask["max_tokens"], ask["eos"])
-            mine = got.get((str(number), index), [])
-            if str(number) in aborted:
-                assert mine == alone[: len(mine)]
-            else:
-                assert mine == alone
-    finished = Counter(output.request_id for output in outputs if output.finish_reason)
-    for number, ask in enumerate(requests):
-        if str(number) not in aborted:
-            assert finished[str(number)] == (ask["beam"] or ask["n"])
-
-
 def test_the_plan_tells_workers_everything_once():
     """The fake model raises on a sequence added twice or never; a finished one is removed in the next plan."""
-    scheduler, model = make_scheduler(), FakeModel(64, BLOCK)
+    scheduler, model = make_scheduler(), make_model()
     scheduler.add(make_request("a", range(10), max_tokens=3))
     run_to_end(scheduler, model)
     assert model.specs
@@ -217,7 +92,7 @@ def test_the_plan_tells_workers_everything_once():
 
 
 def test_a_cached_prefix_is_not_computed_again_and_salts_keep_tenants_apart():
-    scheduler, model = make_scheduler(), FakeModel(64, BLOCK)
+    scheduler, model = make_scheduler(), make_model()
     computed = {}
     for name, salt in (("first", "x"), ("same", "x"), ("other", "y"), ("none", None)):
         scheduler.add(make_request(name, range(17), max_tokens=1, cache_salt=salt))
@@ -229,7 +104,7 @@ def test_a_cached_prefix_is_not_computed_again_and_salts_keep_tenants_apart():
 
 
 def test_a_prompt_that_is_cached_whole_still_computes_its_last_token():
-    scheduler, model = make_scheduler(), FakeModel(64, BLOCK)
+    scheduler, model = make_scheduler(), make_model()
     for name in "ab":
         scheduler.add(make_request(name, range(16), max_tokens=1))
         plan, _ = step(scheduler, model)
@@ -237,7 +112,7 @@ def test_a_prompt_that_is_cached_whole_still_computes_its_last_token():
 
 
 def test_adapters_do_not_share_blocks():
-    scheduler, model = make_scheduler(), FakeModel(64, BLOCK)
+    scheduler, model = make_scheduler(), make_model()
     for adapter in (None, "poet", "poet"):
         scheduler.add(make_request(str(adapter), range(16), max_tokens=1, adapter=adapter))
         plan, _ = step(scheduler, model)
@@ -246,7 +121,7 @@ def test_adapters_do_not_share_blocks():
 
 
 def test_parallel_samples_share_the_prompt_and_copy_only_the_written_block():
-    scheduler, model = make_scheduler(prefix=False), FakeModel(64, BLOCK)
+    scheduler, model = make_scheduler(prefix=False), make_model()
     scheduler.add(make_request("a", range(10), n=3, max_tokens=2))
     step(scheduler, model)
     assert 64 - scheduler.pool.free == 3  # three sequences, one prompt
@@ -255,7 +130,7 @@ def test_parallel_samples_share_the_prompt_and_copy_only_the_written_block():
 
 
 def test_least_recently_used_blocks_are_reused_first():
-    scheduler, model = make_scheduler(num_blocks=9), FakeModel(9, BLOCK)
+    scheduler, model = make_scheduler(num_blocks=9), make_model(9)
 
     def compute(name, prompt):
         scheduler.add(make_request(name, prompt, max_tokens=1))
@@ -270,7 +145,7 @@ def test_least_recently_used_blocks_are_reused_first():
 
 
 def test_priority_runs_first_and_is_preempted_last():
-    scheduler, model = make_scheduler(max_num_seqs=1, scheduling_policy="priority"), FakeModel(64, BLOCK)
+    scheduler, model = make_scheduler(max_num_seqs=1, scheduling_policy="priority"), make_model()
     for name, level in (("late", 5), ("urgent", -1), ("normal", 0)):
         scheduler.add(make_request(name, [1, 2], max_tokens=1, priority=level))
     order = [output.request_id for output in run_to_end(scheduler, model)]
@@ -278,7 +153,7 @@ def test_priority_runs_first_and_is_preempted_last():
 
 
 def test_preemption_takes_the_newest_and_resumes_it():
-    scheduler, model = make_scheduler(num_blocks=8, prefix=False, watermark=0.0), FakeModel(8, BLOCK)
+    scheduler, model = make_scheduler(num_blocks=8, prefix=False, watermark=0.0), make_model(8)
     for name in ("old", "new"):
         scheduler.add(make_request(name, [1] * 12, max_tokens=16, seed=ord(name[0])))
     outputs = run_to_end(scheduler, model)
@@ -289,7 +164,7 @@ def test_preemption_takes_the_newest_and_resumes_it():
 
 
 def test_the_watermark_keeps_room_for_those_who_run():
-    scheduler, model = make_scheduler(num_blocks=10, prefix=False, watermark=0.3), FakeModel(10, BLOCK)
+    scheduler, model = make_scheduler(num_blocks=10, prefix=False, watermark=0.3), make_model(10)
     for name in "ab":
         scheduler.add(make_request(name, [1] * 15, max_tokens=4))
     plan, _ = step(scheduler, model)
@@ -311,7 +186,7 @@ def test_queued_tokens_are_bounded_but_one_request_always_fits():
     scheduler.add(make_request("a", [1] * 30))
     with pytest.raises(Overloaded):
         scheduler.add(make_request("b", [1]))
-    step(scheduler, FakeModel(64, BLOCK))
+    step(scheduler, make_model())
     scheduler.add(make_request("b", [1] * 30))
 
 
@@ -322,7 +197,7 @@ def test_what_can_never_run_is_refused(length):
 
 
 def test_the_context_ends_the_output():
-    scheduler, model = make_scheduler(max_model_len=20), FakeModel(64, BLOCK)
+    scheduler, model = make_scheduler(max_model_len=20), make_model()
     scheduler.add(make_request("a", [1] * 15, max_tokens=100))
     outputs = run_to_end(scheduler, model)
     assert len(outputs) == 5
@@ -332,7 +207,7 @@ def test_the_context_ends_the_output():
 def test_min_tokens_outlives_an_end_token():
     prompt = [1, 2, 3]
     first = expected(prompt, 7, 1, [])
-    scheduler, model = make_scheduler(), FakeModel(64, BLOCK)
+    scheduler, model = make_scheduler(), make_model()
     scheduler.add(make_request("a", prompt, max_tokens=5, eos=first, params={"min_tokens": 1}))
     scheduler.add(make_request("b", prompt, max_tokens=5, eos=first))
     counts = Counter(output.request_id for output in run_to_end(scheduler, model))
@@ -341,7 +216,7 @@ def test_min_tokens_outlives_an_end_token():
 
 
 def test_a_failed_row_ends_its_request_only():
-    scheduler, model = make_scheduler(), FakeModel(64, BLOCK)
+    scheduler, model = make_scheduler(), make_model()
     for name in "ab":
         scheduler.add(make_request(name, [ord(name)] * 5, max_tokens=4))
     plan = scheduler.schedule()
@@ -353,31 +228,8 @@ def test_a_failed_row_ends_its_request_only():
     assert scheduler.pool.free == 64
 
 
-def test_prompt_logprobs_are_whole_whatever_the_chunks_and_skip_the_cache():
-    """The fake worker reports each position's own number; the request gets positions 1 … in order, once."""
-    scheduler = make_scheduler(max_num_batched_tokens=5)
-    model = FakeModel(64, BLOCK)
-    for name in ("warm", "asks"):
-        params = {"prompt_logprobs": 0} if name == "asks" else {}
-        scheduler.add(make_request(name, range(13), max_tokens=2, params=params))
-    outputs = []
-    for _ in itertools.takewhile(lambda _: scheduler.has_work, range(99)):
-        plan = scheduler.schedule()
-        rows = {row.sequence_id: row for row in model.run(plan).rows}
-        for row in plan.rows:
-            if model.specs[row.sequence_id].params.prompt_logprobs is not None:
-                places = range(row.start + 1, min(row.start + len(row.token_ids) + 1, 13))
-                found = rows.get(row.sequence_id, RowResult(row.sequence_id, []))
-                logprobs = [Logprobs([place], [0.0], [1]) for place in places]
-                rows[row.sequence_id] = RowResult(row.sequence_id, found.token_ids, None, logprobs)
-        outputs += scheduler.update(StepResult(plan.step, list(rows.values())))
-    asked = [output.prompt_logprobs for output in outputs if output.prompt_logprobs]
-    assert [entry.token_ids[0] for entry in asked[0]] == list(range(1, 13))
-    assert len(asked) == 1
-
-
 def test_siblings_and_preempted_sequences_are_not_queued_requests():
-    scheduler, model = make_scheduler(max_num_queued_reqs=2, max_num_seqs=1), FakeModel(64, BLOCK)
+    scheduler, model = make_scheduler(max_num_queued_reqs=2, max_num_seqs=1), make_model()
     scheduler.add(make_request("wide", [1, 2], n=9, max_tokens=3))
     step(scheduler, model)
     assert len(scheduler.waiting) > 2
@@ -428,12 +280,12 @@ def test_resumed_requests_were_accepted_before_and_count_once():
     scheduler.abort("unheard")
     scheduler.abort("heard", 0)  # its only sequence, before it started
     scheduler.add(make_request("newer", [1, 2]))
-    run_to_end(scheduler, FakeModel(64, BLOCK))
+    run_to_end(scheduler, make_model())
     assert scheduler.prefix_cache.queries == 2
 
 
-def start(*requests: Request) -> tuple[Scheduler, FakeModel]:
+def start(*requests: Request) -> tuple[Scheduler, Worker]:
     scheduler = make_scheduler(max_num_batched_tokens=7)
     for request in requests:
         scheduler.add(request)
-    return scheduler, FakeModel(64, BLOCK)
+    return scheduler, make_model()
