@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 
 from octavo.checkpoint import Checkpoint, resolve
 from octavo.config import EngineConfig, replace
@@ -61,6 +61,7 @@ class AsyncLLMEngine:
         self._roster = Roster()
         self._outputs = OutputProcessor(tokenizer, self.metrics, clock)
         self._streams: dict[str, asyncio.Queue[RequestOutput | OctavoError]] = {}
+        self._leaving: dict[str, asyncio.Event] = {}  # aborted, but the core may still speak of them
         self._loaded: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._life: asyncio.Task[None] | None = None
         self._death: OctavoError | None = None
@@ -144,6 +145,8 @@ class AsyncLLMEngine:
             raise InvalidRequest(f"request id {request_id!r} is in use", param="request_id")
         stream = self._streams[request_id] = asyncio.Queue()
         try:
+            if request_id in self._leaving:
+                await self._leaving[request_id].wait()
             text, ids = await self.encode(prompt)
             request = self._inputs.request(request_id, ids, sampling_params, priority=priority, cache_salt=cache_salt)
             if self._death is not None:  # while we encoded
@@ -208,6 +211,8 @@ class AsyncLLMEngine:
             self._roster.end(request_id)
         if aboard and self._supervisor.up:
             self._supervisor.send(Abort(request_id, index))
+            if index is None:
+                self._leaving[request_id] = asyncio.Event()
 
     # ------------------------------------------------------------------ from the core
 
@@ -230,6 +235,7 @@ class AsyncLLMEngine:
     def mourn(self, death: Death) -> None:
         """All its requests go on in the next core, but for one that has killed too often."""
         self.metrics.restart()
+        self._release(list(self._leaving))
         guilty = self._roster.bury(FOREIGN_KILL if death.foreign_kill else CRASH)
         if guilty is not None:
             self._roster.end(guilty)
@@ -237,6 +243,7 @@ class AsyncLLMEngine:
 
     def hear(self, step: StepOutputs) -> None:
         news = self._outputs.take(step)
+        self._release(step.released)
         self._roster.advance(output.request_id for output in step.outputs)
         for request_id, index in news.aborts:
             self._leave(request_id, index)
@@ -250,6 +257,12 @@ class AsyncLLMEngine:
             self._fail(request_id, error)
         self._board()
 
+    def _release(self, request_ids: Iterable[str]) -> None:
+        """The core says no more of these."""
+        for request_id in request_ids:
+            if (released := self._leaving.pop(request_id, None)) is not None:
+                released.set()
+
     def _fail(self, request_id: str, error: OctavoError) -> None:
         self._outputs.drop(request_id, "error")
         if (stream := self._streams.get(request_id)) is not None:
@@ -260,6 +273,7 @@ class AsyncLLMEngine:
         if self._death is not None:
             return
         self._death = reason
+        self._release(list(self._leaving))
         if not self._loaded.done():
             self._loaded.set_exception(reason)
             self._loaded.exception()  # heard: nobody may be waiting

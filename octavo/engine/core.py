@@ -29,6 +29,7 @@ class StepOutputs(Struct, frozen=True, array_like=True):
     stats: EngineStats = field(default_factory=EngineStats)
     work: float = 0.0  # of the step, as `work` counts it
     seconds: float = 0.0  # that the step took
+    released: list[str] = field(default_factory=list)  # aborted requests: of their ids nothing more is said
 
 
 class EngineCore:

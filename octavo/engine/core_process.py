@@ -61,14 +61,17 @@ def run(core: EngineCore, link: FrameSocket[ToCore]) -> None:
 def turn(core: EngineCore, messages: list[ToCore], send: Callable[[FromCore], None]) -> None:
     """One turn of the loop: take in what arrived, then compute a step if there is work. Every turn says something."""
     refused: list[Output] = []
+    released: list[str] = []
     for message in messages:
         match message:
             case Add(request):
                 refused += _add(core, request)
             case Abort(request_id, index):
                 core.abort(request_id, index)
-    if refused or not core.has_work:
-        send(Stepped(StepOutputs(refused, stats=core.stats())))
+                if index is None:
+                    released.append(request_id)
+    if refused or released or not core.has_work:
+        send(Stepped(StepOutputs(refused, stats=core.stats(), released=released)))
     if core.has_work:
         plan = core.plan()
         if (large := work(plan)) > UNANNOUNCED_WORK:

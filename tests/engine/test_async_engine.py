@@ -145,6 +145,31 @@ def test_closing_the_generator_aborts():
     run(play)
 
 
+@pytest.mark.parametrize("ending", ["the core lets go", "the core dies"])
+def test_an_id_that_is_used_again_hears_nothing_of_its_predecessor(ending):
+    async def play():
+        stage = Stage()
+        outputs = stage.engine.generate("AB", GREEDY, "r")
+        task = asyncio.create_task(anext(outputs))
+        await stage.request()
+        stage.say(Output("r", token_ids=[67]))
+        await task
+        await outputs.aclose()
+        again = asyncio.create_task(collect(stage))
+        if ending == "the core dies":
+            await stage.crash()
+        else:
+            stage.say(Output("r", token_ids=[68]))  # computed before the abort arrived
+            stage.line.say(released=["r"])
+        while not isinstance(stage.line.sent[-1:][0] if stage.line.sent else None, Add):
+            await asyncio.sleep(0)
+        stage.say(Output("r", token_ids=[69], finish_reason="stop"))
+        assert await again == ["E"]
+        assert stage.balance() == 0
+
+    run(play)
+
+
 def test_an_aborted_request_keeps_nobody_waiting():
     async def play():
         stage = Stage()

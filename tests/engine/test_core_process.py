@@ -135,5 +135,6 @@ def test_an_abort_while_idle_reports_an_empty_core(line):
     link.send(Abort("never there"))
     message = link.receive()
     assert isinstance(message, Stepped)
+    assert message.step.released == ["never there"]
     assert message.step.stats.running == 0
     assert message.step.stats.kv_cache_usage == 0.0
