@@ -140,6 +140,15 @@ def test_a_client_that_leaves_gives_its_blocks_back(client, url):
     wait_until(lambda: is_idle(url), 30, "the blocks of a client that left never came back")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_out_of_time_gives_its_blocks_back(client, url, stream):
+    ask = {"model": MODEL, "prompt": "Count: 1 2 3", "max_tokens": 900, "stream": stream}
+    with pytest.raises(openai.APIError) as caught:
+        list(client.completions.create(**ask, extra_body={"timeout": 0.2, "ignore_eos": True}))
+    assert caught.value.code == "request_timeout"
+    wait_until(lambda: is_idle(url), 30, "the blocks of a request out of time never came back")
+
+
 def test_bad_requests_cost_nothing_and_kill_nothing(client, url):
     for ask, error in (
         ({"model": "nobody", "prompt": "x"}, openai.NotFoundError),
