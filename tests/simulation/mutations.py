@@ -22,8 +22,13 @@ class Mutation(NamedTuple):
 
     @property
     def share_of_whole(self) -> float:
-        """How many of the seeds should simulate the whole service: only there the code of the supervision runs."""
+        """Of the seeds: only in the whole service does the code of the supervision run."""
         return float(self.module in (_ROSTER, _ENGINE, _SUPERVISOR))
+
+    @property
+    def tensors(self) -> bool:
+        """Whether the worker has to lay out real batches."""
+        return self.module == _BATCH
 
     def patch(self, source: str) -> str:
         count = source.count(self.old)
@@ -75,6 +80,7 @@ _CORE = "octavo.engine.core"
 _OUTPUT = "octavo.engine.output"
 _ROSTER = "octavo.engine.roster"
 _ENGINE = "octavo.engine.async_engine"
+_BATCH = "octavo.execution.batch"
 _SUPERVISOR = "octavo.engine.supervisor"
 
 MUTATIONS = [
@@ -222,4 +228,12 @@ MUTATIONS = [
              "self._announced = self._silence, self._silence, 0.0"),
     Mutation("one core that does not load ends it all", _SUPERVISOR, "while unloaded < _MOST_FAILURES:",
              "while unloaded < 1:"),
+    Mutation("stale slot on reorder", _BATCH, "[[self._slot[row.sequence_id] for row in rows], :",
+             "[[slot for slot, _ in zip(self._slot.values(), rows)], :"),
+    Mutation("two sequences in one slot", _BATCH, "= self._free.pop()", "= self._free[-1]"),
+    Mutation("a table is written from its beginning", _BATCH, "table[row.first_block : row.first_block + len(",
+             "table[: len("),
+    Mutation("more sequences forget the tables of the first", _BATCH, "[self._table, np.zeros_like(self._table)]",
+             "[np.zeros_like(self._table), np.zeros_like(self._table)]"),
+    Mutation("every chunk begins at 0", _BATCH, "query_start[row_T] + start_R[row_T]", "query_start[row_T]"),
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 from random import Random
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from octavo.config import CacheConfig, EngineConfig, SchedulerConfig, SchedulingPolicy
 from octavo.engine.output import OutputKind
@@ -34,6 +35,7 @@ class Setup(Struct, frozen=True, kw_only=True, omit_defaults=True):
     watermark: float = 0.0
     max_num_queued_reqs: int | None = None
     max_num_queued_tokens: int | None = None
+    tensors: bool = False  # the worker lays its rows out with the real block tables
 
     @property
     def config(self) -> EngineConfig:
@@ -167,10 +169,10 @@ class Scenario(Struct, frozen=True, omit_defaults=True):
     note: str = ""  # what went wrong when this was found
 
 
-def from_seed(seed: int, share_of_whole: float = _WHOLE) -> Scenario:
+def from_seed(seed: int, *, share_of_whole: float = _WHOLE, tensors: bool = False) -> Scenario:
     random = Random(seed)
     whole = random.random() < share_of_whole
-    setup = _setup(random)
+    setup = replace(_setup(random), tensors=tensors)
     return Scenario(setup, _Workload(random, setup, whole).ops(), whole)
 
 
@@ -184,7 +186,7 @@ def _setup(random: Random) -> Setup:
         kept_blocks=random.choice((None, None, 1, num_blocks // 2)),
         prefix_caching=random.random() < 0.85,
         max_num_batched_tokens=random.choice((1, 3, 8, 16, 16, 64)),
-        max_num_seqs=random.choice((1, 2, 3, 5, 8)),
+        max_num_seqs=random.choice((1, 2, 3, 5, 8, 24)),
         long_prefill_token_threshold=random.choice((0, 0, 0, 1, 5)),
         policy=random.choice(("fcfs", "priority")),
         watermark=random.choice((0.0, 0.0, 0.1, 0.3)),
@@ -232,7 +234,7 @@ class _Workload:
             case "settle":
                 return [Settle()]
             case "burst":
-                return [self._ask() for _ in range(random.randrange(1, 9))]
+                return [self._ask() for _ in range(random.choice((3, 8, 30)))]
             case _:
                 return [self._ask()]
 

@@ -32,7 +32,7 @@ from simulation.books import Books, Violation, demand
 from simulation.callers import Caller, Spelling
 from simulation.oracle import Alone
 from simulation.scenario import Ask, Break, Crash, Hang, Jump, Lag, Leave, Op, Settle, Setup, Step, Unloadable
-from simulation.worker import Killed, Worker
+from simulation.worker import Killed, make_worker
 
 _STEP_SECONDS = 0.01
 _LOAD_SECONDS = 0.05
@@ -81,7 +81,7 @@ class Core:
     """A core process and both ends of its line, as the supervisor knows them."""
 
     def __init__(self, service: Service, loads: bool) -> None:
-        self.worker = Worker(service.setup.capacity, self._watch)
+        self.worker = make_worker(service.setup, self._watch)
         self.core = EngineCore(
             service.config, self.worker, hash_seed=service.next_seed(), clock=asyncio.get_running_loop().time
         )

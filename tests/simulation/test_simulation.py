@@ -57,9 +57,13 @@ setups = st.builds(
 
 
 def test_some_hundred_seeds() -> None:
-    steps, failures = run_chunk(0, 150)
+    steps, failures = run_chunk(0, 120)
     assert not failures
     assert steps > 10_000
+
+
+def test_seeds_through_real_block_tables() -> None:
+    assert sum(run(from_seed(seed, tensors=True)) for seed in range(20)) > 1000
 
 
 @pytest.mark.parametrize("scenario", REGRESSIONS, ids=lambda scenario: scenario.note)

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from octavo.plan import Capacity, Row, RowResult, SequenceSpec, StepPlan, StepResult, fork_seed
 from octavo.request import Logprobs
 from simulation.oracle import DEADLY, candidates, draw, entry, logprob
+from simulation.scenario import Setup
 
 POISON = -1  # in every slot that was never written, or whose block was given back
 
@@ -46,7 +47,7 @@ class Worker:
             self._histories[spec.sequence_id] = list(spec.token_ids)
         for source, destination in plan.copies:
             self.content[destination] = self.content[source].copy()
-        results = [self._compute(row) for row in plan.rows]
+        results = list(map(self._compute, plan.rows, self._lay_out(plan)))
         self._fail(plan.rows, results)
         return StepResult(plan.step, [result for result in results if result is not None])
 
@@ -56,10 +57,15 @@ class Worker:
     def poison(self, block: int) -> None:
         self.content[block] = [POISON] * self.capacity.block_size
 
-    def _compute(self, row: Row) -> RowResult | None:
+    def _lay_out(self, plan: StepPlan) -> list[list[int]]:
+        """Update the block tables; those of the plan's rows."""
+        tables = [self.tables[row.sequence_id] for row in plan.rows]
+        for row, table in zip(plan.rows, tables, strict=True):
+            table[row.first_block : row.first_block + len(row.block_ids)] = row.block_ids
+        return tables
+
+    def _compute(self, row: Row, table: list[int]) -> RowResult | None:
         size, content = self.capacity.block_size, self.content
-        table = self.tables[row.sequence_id]
-        table[row.first_block : row.first_block + len(row.block_ids)] = row.block_ids
         view: list[int] = []
         for block in table[: -(-row.start // size)]:
             view += content[block]
@@ -103,3 +109,11 @@ def _with_prompt_logprobs(row: Row, spec: SequenceSpec, view: list[int], drawn: 
         for position, token in enumerate(predicted, row.start + 1)
     ]
     return replace(drawn or RowResult(row.sequence_id, []), prompt_logprobs=found)
+
+
+def make_worker(setup: Setup, watch: Callable[[StepPlan], None]) -> Worker:
+    if not setup.tensors:
+        return Worker(setup.capacity, watch)
+    from simulation.tensors import TensorWorker  # loads torch
+
+    return TensorWorker(setup.capacity, watch)

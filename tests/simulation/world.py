@@ -23,7 +23,7 @@ from simulation.books import Books, Violation, demand
 from simulation.callers import Caller, Spelling
 from simulation.oracle import Alone
 from simulation.scenario import Ask, Break, Crash, Hang, Jump, Lag, Leave, Op, Settle, Setup, Step, Unloadable
-from simulation.worker import Killed, Worker
+from simulation.worker import Killed, make_worker
 
 _TURN_SECONDS = 0.01
 _ERRORS = {"invalid": InvalidRequest, "overloaded": Overloaded, "failed": RequestFailed}
@@ -52,7 +52,7 @@ class World:
 
     def _start_core(self) -> None:
         self._cores += 1
-        self._worker = Worker(self._setup.capacity, self._watch)
+        self._worker = make_worker(self._setup, self._watch)
         seed = self._cores.to_bytes(32, "little")
         self._core = EngineCore(self._config, self._worker, hash_seed=seed, clock=lambda: self._now)
         self._books = Books(self._core.scheduler, self._worker, self._alone)
