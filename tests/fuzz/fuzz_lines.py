@@ -129,7 +129,7 @@ def messages_or_an_end(data: bytes) -> None:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**20)
             raw.sendall(data[:100_000])
             raw.shutdown(socket.SHUT_WR)
-            with suppress(EOFError, ConnectionError, msgspec.MsgspecError, UnicodeDecodeError):
+            with suppress(EOFError, ConnectionError):
                 for _ in range(1000):
                     assert isinstance(link.receive(), kinds)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from qa_server import KEY, QaServer, serve, serve_fake
+from qa_server import KEY, MOST_OF_A_CROWD, QaServer, serve, serve_fake
 from tiny_model import write_tiny_model
 
 sys.path.append(str(Path(__file__).parent.parent / "api"))
@@ -45,6 +45,13 @@ def impatient_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[QaSer
 @pytest.fixture
 def server(real_server: QaServer) -> Iterator[QaServer]:
     with real_server.unharmed():
+        yield real_server
+
+
+@pytest.fixture
+def crowded(real_server: QaServer) -> Iterator[QaServer]:
+    """The same server, for tests with many connections at once."""
+    with real_server.unharmed(MOST_OF_A_CROWD):
         yield real_server
 
 

@@ -24,7 +24,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60  # seconds until a server that does not answer counts as hung: a bound, not an expectation
-MOST_GROWTH = 5 << 20
+MOST_GROWTH = 5 << 20  # for a bad request
+MOST_OF_A_CROWD = 64 << 20  # for many connections at once: libraries keep memory for every new shape of a step
 BODY_LIMIT = 16 << 20
 KEY = "sk-one-for-the-tests"
 #: malloc gives back what is free, so that resident memory is what a process holds and not what it once held.
@@ -154,6 +155,8 @@ class QaServer:
         chunked = self.head("/tokenize", "content-type: application/json", "transfer-encoding: chunked") + b"\r\n"
         for rows in range(1, 33):  # a kernel's memory is kept by shape
             self.complete(["a"] * rows, max_tokens=2, n=2)
+        for _ in range(2):
+            self._crowd(64)
         for _ in range(3):
             self.complete("x" * 6000, max_tokens=50, n=4)
             self.complete([5] * 8000, max_tokens=192)  # the whole of the context
@@ -161,8 +164,22 @@ class QaServer:
             self.complete(["a"] * 100)
             self.post("/v1/completions", b'{"model": "%b", "prompt": "%b"}' % (self.model.encode(), text))
             self.talk(chunked + too_much)
-        self.post("/tokenize", b'{"prompt": "%b"}' % text)
+        for long in ("x" * 4_000_000, "a " * 1_000_000, "👩‍👩‍👧‍👦" * 100_000):
+            self.post("/tokenize", {"prompt": long})
+            self.complete(long)
+            self.chat(long)
         until(self.idle, "the warm-up never ended")
+
+    def _crowd(self, size: int) -> None:
+        """Many streams at once, half of whose clients leave."""
+        connections = [self.connect() for _ in range(size)]
+        for number, connection in enumerate(connections):
+            body = {"prompt": f"{number}" * number, "max_tokens": 200, "stream": True, "ignore_eos": True}
+            connection.sendall(self.request("/v1/completions", body))
+        for number, connection in enumerate(connections):
+            if number % 2:
+                read_to_end(connection)
+            connection.close()
 
     def stop(self, by: signal.Signals = signal.SIGTERM) -> int:
         """End it and give its exit status; every process of it must be gone afterwards."""
@@ -246,7 +263,14 @@ class QaServer:
 
     def idle(self) -> bool:
         names = ("kv_cache_usage_perc", "num_requests_running", "num_requests_waiting")
-        return all(self.metric(name) == 0.0 for name in names)
+        return all(self.metric(name) == 0.0 for name in names) and self.balanced()
+
+    def balanced(self) -> bool:
+        """The ledger: every request that was accepted has ended in exactly one way."""
+        accepted, *ended = (
+            self.metric(f"requests_{what}_total") for what in ("accepted", "completed", "errored", "cancelled")
+        )
+        return accepted == sum(ended)
 
     def pids(self) -> list[int]:
         return [self.process.pid, *descendants(self.process.pid)]
@@ -260,7 +284,7 @@ class QaServer:
         )
 
     @contextmanager
-    def unharmed(self) -> Iterator[None]:
+    def unharmed(self, most_growth: int = MOST_GROWTH) -> Iterator[None]:
         """Whatever happens inside, afterwards the server is as it was."""
         pids, before, logged = self.pids(), self.footprint(), self.log.stat().st_size
         yield
@@ -271,7 +295,7 @@ class QaServer:
         until(lambda: self.footprint().descriptors <= before.descriptors, "descriptors stayed open")
         assert self.pids() == pids, "a process died or was born"
         grown = self.footprint().rss - before.rss
-        assert grown < MOST_GROWTH, f"{grown / 2**20:.1f} MiB more than before"
+        assert grown < most_growth, f"{grown / 2**20:.1f} MiB more than before"
         with self.log.open() as log:
             log.seek(logged)
             written = log.read()
