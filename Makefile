@@ -41,8 +41,14 @@ test: setup ## run the tests; ARGS="tests/api -k stream" for some
 	@$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: qa
-qa: setup ## a real server against bad inputs and faults, seen from outside; minutes
+qa: setup ## a real server against bad inputs, faults, kills and floods, seen from outside; minutes
 	@$(BIN)/python -m pytest -m qa tests/qa $(ARGS)
+	@$(BIN)/python tests/qa/kill_storm.py
+	@$(BIN)/python tests/qa/flood.py
+
+.PHONY: soak
+soak: setup ## mixed load with kills for MINUTES=30; the books must balance, memory must be flat; ARGS="--help"
+	@$(BIN)/python tests/qa/soak.py --minutes $(or $(MINUTES),30) $(ARGS)
 
 .PHONY: simulate
 simulate: setup ## the core under random schedules and faults for SECONDS=60, then with seeded bugs

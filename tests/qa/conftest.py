@@ -12,6 +12,9 @@ from tiny_model import write_tiny_model
 
 sys.path.append(str(Path(__file__).parent.parent / "api"))
 
+#: Little memory, so that leaks show; and a machine that is busy with something else is no hang of the server.
+FLAGS = ("--max-model-len", "8192", "--kv-cache-memory", "8MiB", "--hang-timeout", "300")
+
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -20,16 +23,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def real_server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[QaServer]:
-    flags = ("--max-model-len", "8192", "--kv-cache-memory", "8MiB")
-    with serve(tiny_model, tmp_path_factory.mktemp("server"), *flags) as server:
+    with serve(tiny_model, tmp_path_factory.mktemp("server"), *FLAGS) as server:
         server.warm_up()
         yield server
 
 
 @pytest.fixture(scope="session")
 def keyed_server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[QaServer]:
-    flags = ("--api-key", KEY, "--max-model-len", "8192", "--kv-cache-memory", "8MiB")
-    with serve(tiny_model, tmp_path_factory.mktemp("keyed"), *flags, key=KEY) as server:
+    with serve(tiny_model, tmp_path_factory.mktemp("keyed"), "--api-key", KEY, *FLAGS, key=KEY) as server:
         server.warm_up()
         yield server
 

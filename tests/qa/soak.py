@@ -1,9 +1,9 @@
 """`soak.py --minutes 30`: mixed callers for as long as one likes; the server must end as it began.
 
-Callers read whole answers and streams, leave in the middle, send nonsense, read slowly, bring long prompts; what is asked
-again is compared with what was said at the beginning. In the first half the engine process is killed now and then. Once a
-minute everybody rests: then no request may be open, no block in use, the ledger must balance; and what all processes hold
-is printed. In the last third memory must be flat. Exits with 1 when anything of that fails.
+Callers read whole answers and streams, leave in the middle, send nonsense, read slowly, bring long prompts; what is
+asked again is compared with what was said at the beginning. In the first half the engine process is killed at times.
+Once a minute everybody rests: then no request may be open, no block in use, the ledger must balance; and what all
+processes hold is printed. In the last third memory must be flat. Exits with 1 when anything of that fails.
 """
 
 from __future__ import annotations
@@ -180,10 +180,11 @@ def run(server: QaServer, options: argparse.Namespace) -> list[str]:
             resident.append(sum(each))
             accepted = server.metric("requests_accepted_total")
             restarts = server.metric("core_restarts_total")
+            minutes = (time.monotonic() - began) / 60
+            sizes = " + ".join(f"{size:.0f}" for size in each)
             sys.stdout.write(
-                f"minute {(time.monotonic() - began) / 60:.1f}: {' + '.join(f'{size:.0f}' for size in each)} MiB, {held.descriptors} descriptors, "
-                f"{held.threads} threads, {accepted:.0f} requests balance, {restarts:.0f} restarts, "
-                f"{len(soak.failures)} failures\n"
+                f"minute {minutes:.1f}: {sizes} MiB, {held.descriptors} descriptors, {held.threads} threads, "
+                f"{accepted:.0f} requests balance, {restarts:.0f} restarts, {len(soak.failures)} failures\n"
             )
             sys.stdout.flush()
     finally:
