@@ -74,7 +74,8 @@ class Soak:
                     way(chance)
                     self.done[way.__name__.strip("_")] += 1
             except (AssertionError, OSError) as error:
-                self.failures.append(f"{way.__name__}: {error!r}"[:500])
+                self.failures.append(f"{way.__name__}: {error!r}"[:2000])
+                sys.stdout.write(f"failed: {self.failures[-1]}\n")
             self._busy[place] = False
             time.sleep(chance.expovariate(1 / self._rest))
 
@@ -213,8 +214,8 @@ def main() -> int:
         flags = ("--max-model-len", "8192", "--kv-cache-memory", "8MiB") if options.model is None else ()
         with serve(model, Path(folder), *flags) as server:
             failures = run(server, options)
-    for failure in failures[:20]:
-        sys.stdout.write(f"failed: {failure}\n")
+    if failures:
+        sys.stdout.write(f"{len(failures)} failures, the last: {failures[-1]}\n")
     return 1 if failures else 0
 
 
