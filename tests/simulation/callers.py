@@ -23,6 +23,12 @@ class Spelling:
         return raw
 
 
+def pick(callers: list[Caller], number: int) -> Caller | None:
+    """The caller that a `Leave` means."""
+    found = callers if number >= 0 else [caller for caller in callers if caller.open]
+    return found[(number if number >= 0 else -1 - number) % len(found)] if found else None
+
+
 class Caller:
     """Someone who asked, what has been heard since, and whether it is over."""
 

@@ -107,7 +107,7 @@ class Ask(Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
 
 
 class Leave(Struct, frozen=True, tag=True):
-    """The caller of a request goes away, whether it still runs or not."""
+    """A caller goes away: the request's number, over or not; below 0, counted among those that are open."""
 
     request: int
 
@@ -222,7 +222,7 @@ class _Workload:
         random = self._random
         match random.choices(("ask", "leave", "break", "lag", "jump", "crash", "settle", "burst"), self._weights())[0]:
             case "leave":
-                return [Leave(max(self._asked - 1 - random.randrange(random.choice((5, 50))), 0))]
+                return [Leave(random.randrange(-6, self._asked + 1))]
             case "break":
                 return [Break(random.randrange(8))]
             case "lag":
@@ -230,7 +230,7 @@ class _Workload:
             case "jump":
                 return [Jump(random.choice((0.5, 60.0, 1e6)))]
             case "crash":
-                return [self._crash()]
+                return self._crash()
             case "settle":
                 return [Settle()]
             case "burst":
@@ -238,11 +238,12 @@ class _Workload:
             case _:
                 return [self._ask()]
 
-    def _crash(self) -> Op:
+    def _crash(self) -> list[Op]:
         random = self._random
         if self._whole and random.random() < 0.4:
-            return random.choice((Hang(), Unloadable(random.randrange(1, 4))))
-        return Crash(random.random() < 0.5, random.randrange(3), self._whole and random.random() < 0.5)
+            return [random.choice((Hang(), Unloadable(random.randrange(1, 4))))]
+        crash = Crash(random.random() < 0.5, random.randrange(3), self._whole and random.random() < 0.5)
+        return [crash, Step(1 + random.randrange(9)), Leave(-1)] if self._often("leave") else [crash]
 
     def _weights(self) -> list[float]:
         rates = self._rates

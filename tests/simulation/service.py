@@ -29,7 +29,7 @@ from octavo.plan import StepPlan
 from octavo.processes import Ready
 from octavo.request import Request, SamplingParams
 from simulation.books import Books, Violation, demand
-from simulation.callers import Caller, Spelling
+from simulation.callers import Caller, Spelling, pick
 from simulation.oracle import Alone
 from simulation.scenario import Ask, Break, Crash, Hang, Jump, Lag, Leave, Op, Settle, Setup, Step, Unloadable
 from simulation.worker import Killed, make_worker
@@ -88,7 +88,7 @@ class Core:
         self.books = Books(self.core.scheduler, self.worker, service.alone)
         self.sent: set[str] = set()  # requests
         self.hangs = False
-        self.slow = 0.0  # seconds that the next step takes beside its own
+        self.slow: list[float] = []  # seconds that the next steps take beside their own
         self.heard = 0  # messages that arrive still when it dies in a step
         self.foreign = False
         self.loaded = False
@@ -177,8 +177,7 @@ class Core:
             if self.hangs:
                 await asyncio.Event().wait()
             self._turn()
-            await asyncio.sleep(_STEP_SECONDS + self.slow)
-            self.slow = 0.0
+            await asyncio.sleep(_STEP_SECONDS + (self.slow.pop() if self.slow else 0.0))
 
     def _turn(self) -> None:
         messages = list(self._inbox)
@@ -261,8 +260,8 @@ class Service:
             case Ask():
                 self._ask(op)
             case Leave(number):
-                if self._callers:
-                    self._leave(number % len(self._callers))
+                if (caller := pick(self._callers, number)) is not None:
+                    self._leave(caller)
             case Step(count):
                 await asyncio.sleep(count * _STEP_SECONDS)
             case Break(row):
@@ -270,7 +269,7 @@ class Service:
             case Lag():
                 self.lag = op
             case Jump(seconds):
-                core.slow = min(seconds, _SLOWEST_STEP)
+                core.slow = [min(seconds, _SLOWEST_STEP)] * 4
             case Crash(in_step, heard, foreign):
                 self._crash(core, in_step, heard, foreign)
             case Hang():
@@ -375,11 +374,12 @@ class Service:
             case _:
                 raise Violation("transcript", f"{request.request_id}: {error!r}")
 
-    def _leave(self, number: int) -> None:
-        self._callers[number].open = False
-        self.gone.setdefault(f"r{number}", self.due(self.lag.to_core))
+    def _leave(self, caller: Caller) -> None:
+        caller.open = False
+        request_id = caller.request.request_id
+        self.gone.setdefault(request_id, self.due(self.lag.to_core))
         for task in self._tasks:
-            if task.get_name() == f"r{number}":
+            if task.get_name() == request_id:
                 task.cancel()
 
     # ------------------------------------------------------------------ cores

@@ -20,7 +20,7 @@ from octavo.metrics import Metrics
 from octavo.plan import StepPlan
 from octavo.request import Request
 from simulation.books import Books, Violation, demand
-from simulation.callers import Caller, Spelling
+from simulation.callers import Caller, Spelling, pick
 from simulation.oracle import Alone
 from simulation.scenario import Ask, Break, Crash, Hang, Jump, Lag, Leave, Op, Settle, Setup, Step, Unloadable
 from simulation.worker import Killed, make_worker
@@ -67,8 +67,8 @@ class World:
             case Ask():
                 self._ask(op)
             case Leave(number):
-                if self._callers:
-                    self._leave(self._callers[number % len(self._callers)])
+                if (caller := pick(self._callers, number)) is not None:
+                    self._leave(caller)
             case Step(count):
                 for _ in range(count):
                     self._turn()
