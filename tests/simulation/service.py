@@ -97,8 +97,14 @@ class Core:
         self._code: int | None = None
         self._inbox: deque[ToCore] = deque()
         self._outbox: deque[tuple[float, bytes]] = deque()
+        self._last_here = self._last_there = 0.0  # when the last message arrives: none overtakes another
         self._has_mail, self._said = asyncio.Event(), asyncio.Event()
         self._life = asyncio.create_task(service.guard(partial(self._live, loads)))
+
+    def due_here(self) -> float:
+        """When a message that is sent to the core now arrives."""
+        self._last_here = self._service.due(self._service.lag.to_core, self._last_here)
+        return self._last_here
 
     @property
     def idle(self) -> bool:
@@ -114,7 +120,7 @@ class Core:
             self.sent.add(message.request.request_id)
         body = frames.encode(message)[frames.HEADER :]
         loop = asyncio.get_running_loop()
-        loop.call_at(self._service.due(self._service.lag.to_core), self._take_in, body)
+        loop.call_at(self.due_here(), self._take_in, body)
 
     async def receive(self) -> FromCore:
         time = asyncio.get_running_loop().time
@@ -201,7 +207,7 @@ class Core:
     def _say(self, message: FromCore) -> None:
         if isinstance(message, Stepped):
             self.books.take(message.step)
-        due = self._service.due(self._service.lag.to_caller)
+        due = self._last_there = self._service.due(self._service.lag.to_caller, self._last_there)
         self._outbox.append((due, frames.encode(message)[frames.HEADER :]))
         asyncio.get_running_loop().call_at(due, self._said.set)
 
@@ -227,7 +233,6 @@ class Service:
         self._deaths = 0
         self._unloadable = 0
         self._broken: Exception | None = None
-        self._last_due = 0.0
 
     def run(self, ops: list[Op]) -> None:
         loop = Loop()
@@ -262,6 +267,7 @@ class Service:
             case Leave(number):
                 if (caller := pick(self._callers, number)) is not None:
                     self._leave(caller)
+                    await asyncio.sleep(0)  # the engine is told
             case Step(count):
                 await asyncio.sleep(count * _STEP_SECONDS)
             case Break(row):
@@ -377,7 +383,7 @@ class Service:
     def _leave(self, caller: Caller) -> None:
         caller.open = False
         request_id = caller.request.request_id
-        self.gone.setdefault(request_id, self.due(self.lag.to_core))
+        self.gone.setdefault(request_id, self._cores[-1].due_here())
         for task in self._tasks:
             if task.get_name() == request_id:
                 task.cancel()
@@ -405,11 +411,9 @@ class Service:
         for output in message.step.outputs:
             self._blame.pop(output.request_id, None)
 
-    def due(self, lag: int) -> float:
-        """When a message that is sent now arrives: none overtakes another."""
-        now = asyncio.get_running_loop().time()
-        self._last_due = max(self._last_due, now + lag * _STEP_SECONDS)
-        return self._last_due
+    def due(self, lag: int, last: float) -> float:
+        """When a message that is sent now arrives, behind the one that arrives last."""
+        return max(last, asyncio.get_running_loop().time() + lag * _STEP_SECONDS)
 
     # ------------------------------------------------------------------ what is wrong
 
