@@ -165,9 +165,10 @@ class QaServer:
             self.post("/v1/completions", b'{"model": "%b", "prompt": "%b"}' % (self.model.encode(), text))
             self.talk(chunked + too_much)
         for long in ("x" * 4_000_000, "a " * 1_000_000, "👩‍👩‍👧‍👦" * 100_000):
-            self.post("/tokenize", {"prompt": long})
-            self.complete(long)
-            self.chat(long)
+            with self.streaming():
+                self.post("/tokenize", {"prompt": long})
+                self.complete(long)
+                self.chat(long)
         until(self.idle, "the warm-up never ended")
 
     def _crowd(self, size: int) -> None:

@@ -124,8 +124,8 @@ class Soak:
 
     def _ask(self, chance: random.Random, **fields: Any) -> socket.socket:
         connection = self._server.connect()
-        body = {"prompt": f"Story {chance.random()}", "max_tokens": chance.randrange(1, 300), "ignore_eos": True}
-        connection.sendall(self._server.request(COMPLETIONS, {**body, **fields}))
+        body = {"prompt": f"Story {chance.random()}", "max_tokens": chance.randrange(1, 300), "temperature": 0}
+        connection.sendall(self._server.request(COMPLETIONS, {"ignore_eos": True, **body, **fields}))
         return connection
 
     # ------------------------------------------------------------------ the clock

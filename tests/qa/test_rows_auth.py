@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
-from qa_server import KEY, QaServer, Reply, refused
+from qa_server import KEY, ROOT, QaServer, Reply, refused, serve
 from starlette.routing import Route
 
 from octavo.api.app import build_app
@@ -96,6 +100,47 @@ def test_row_22_code_in_a_key(keyed: QaServer, key: bytes) -> None:
 
 def test_row_22_a_line_break_in_a_key_is_another_header(keyed: QaServer) -> None:
     unauthorized(ask(keyed, b"Bearer x\r\nFLUSHALL: 1"))
+
+
+def new_key(file: Path, name: str, *flags: str) -> str:
+    command = [sys.executable, "-m", "octavo.cli", "keys", "new", name, "--file", str(file), *flags]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    made = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return made.stdout.strip()
+
+
+def test_row_23_keys_of_users_and_administrators(tiny_model: Path, tmp_path: Path) -> None:
+    """Only administrators read metrics; a user's share is its own; what one has cached, others do not find."""
+    file = tmp_path / "keys.toml"
+    admin = new_key(file, "operator", "--role", "admin")
+    alice, bob = new_key(file, "alice"), new_key(file, "bob", "--requests-per-minute", "2")
+    for key in (admin, alice, bob):
+        assert key not in file.read_text()
+    with serve(tiny_model, tmp_path, "--api-key-file", str(file), "--kv-cache-memory", "8MiB", key=admin) as server:
+
+        def as_tenant(key: str, path: str, body: dict[str, object] | None = None) -> Reply:
+            server.key = key
+            try:
+                return server.get(path) if body is None else server.post(path, body)
+            finally:
+                server.key = admin
+
+        refused(as_tenant(alice, "/metrics"), 403, code="permission_denied")
+        assert as_tenant(admin, "/metrics").status == 200
+        unauthorized(ask(server, path="/metrics"))
+        ask_long = {"prompt": "A beginning that is worth keeping in the cache. " * 4, "max_tokens": 1}
+        cached = [
+            as_tenant(key, "/v1/completions", ask_long).json["usage"]["prompt_tokens_details"]["cached_tokens"]
+            for key in (alice, alice, bob, bob)
+        ]
+        assert cached[0] == cached[2] == 0
+        assert cached[1] == cached[3] > 0
+        over = as_tenant(bob, "/v1/completions", ask_long)
+        assert (over.status, over.error["code"]) == (429, "rate_limit_exceeded")
+        assert int(over.headers["retry-after"]) > 0
+        assert as_tenant(alice, "/v1/completions", ask_long).status == 200
+        log = server.log.read_text()
+        assert not [key for key in (admin, alice, bob) if key in log]
 
 
 def test_row_24_a_key_in_the_query_is_no_key_and_never_logged(keyed: QaServer) -> None:
