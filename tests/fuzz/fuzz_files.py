@@ -185,7 +185,9 @@ def _headers() -> SearchStrategy[bytes]:
             "more": st.none(),
         },
     )
-    header = st.dictionaries(st.sampled_from(["t", "u", "__metadata__", ""]), entries | st.sampled_from([None, 3, []]))
+    header: SearchStrategy[Any] = st.dictionaries(
+        st.sampled_from(["t", "u", "__metadata__", ""]), entries | st.sampled_from([None, 3, []])
+    )
 
     def file(header: Any, data: int, off: int) -> bytes:
         raw = json.dumps(header).encode()

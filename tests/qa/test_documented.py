@@ -22,8 +22,8 @@ def defined(folder: Path) -> set[str]:
 
 def cells(number: str) -> tuple[str, str]:
     """What a row's third and fourth columns say."""
-    (row,) = re.findall(rf"^\| {number} \| [^|]+ \| ([^|]+) \| ([^|]*) ?\|$", DOCUMENT, re.MULTILINE)
-    return row
+    ((answer, tests),) = re.findall(rf"^\| {number} \| [^|]+ \| ([^|]+) \| ([^|]*) ?\|$", DOCUMENT, re.MULTILINE)
+    return str(answer), str(tests)
 
 
 def test_named_tests_exist() -> None:

@@ -11,6 +11,7 @@ import subprocess
 import threading
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chaos import Weather, weather
@@ -20,7 +21,7 @@ from qa_server import QaServer, alive, parse, read_to_end, refused, serve, serve
 pytestmark = pytest.mark.qa
 
 COMPLETIONS = "/v1/completions"
-ENDLESS = {"max_tokens": 8000, "ignore_eos": True, "temperature": 0}
+ENDLESS: dict[str, Any] = {"max_tokens": 8000, "ignore_eos": True, "temperature": 0}
 
 
 def drain_until(connection: socket.socket, found: bytes) -> bytes:
