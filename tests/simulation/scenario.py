@@ -155,11 +155,17 @@ class Unloadable(Struct, frozen=True, tag=True):
     count: int
 
 
+class Drain(Struct, frozen=True, tag=True):
+    """The engine is shut down: who is not done after so many seconds hears that."""
+
+    seconds: float
+
+
 class Settle(Struct, frozen=True, tag=True):
     """Nothing new comes: everything has to end, and all that was used has to be given back."""
 
 
-Op = Ask | Leave | Step | Break | Lag | Jump | Crash | Hang | Unloadable | Settle
+Op = Ask | Leave | Step | Break | Lag | Jump | Crash | Hang | Unloadable | Drain | Settle
 
 
 class Scenario(Struct, frozen=True, omit_defaults=True):
@@ -216,6 +222,8 @@ class _Workload:
         for _ in range(count):
             ops += self._event()
             ops.append(Step(1 + self._random.randrange(self._busy)))
+        if self._whole and self._random.random() < 0.3:
+            ops.append(Drain(self._random.choice((0.0, 0.1, 60.0))))
         return ops
 
     def _event(self) -> list[Op]:

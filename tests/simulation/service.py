@@ -24,14 +24,14 @@ from octavo.engine.channel import Abort, Add, FromCore, Stepped, ToCore
 from octavo.engine.core import EngineCore
 from octavo.engine.core_process import turn
 from octavo.engine.tokenizer import Tokenizer
-from octavo.errors import InvalidRequest, OctavoError, Overloaded, RequestFailed
+from octavo.errors import EngineDead, InvalidRequest, OctavoError, Overloaded, RequestFailed
 from octavo.plan import StepPlan
 from octavo.processes import Ready
 from octavo.request import Request, SamplingParams
 from simulation.books import Books, Violation, demand
 from simulation.callers import Caller, Spelling, pick
 from simulation.oracle import Alone
-from simulation.scenario import Ask, Break, Crash, Hang, Jump, Lag, Leave, Op, Settle, Setup, Step, Unloadable
+from simulation.scenario import Ask, Break, Crash, Drain, Hang, Jump, Lag, Leave, Op, Settle, Setup, Step, Unloadable
 from simulation.worker import Killed, make_worker
 
 _STEP_SECONDS = 0.01
@@ -107,8 +107,12 @@ class Core:
         return self._last_here
 
     @property
+    def alive(self) -> bool:
+        return self._code is None
+
+    @property
     def idle(self) -> bool:
-        return self.loaded and self._code is None and not self.core.has_work and not self._inbox
+        return self.loaded and self.alive and not self.core.has_work and not self._inbox
 
     # ------------------------------------------------------------------ the supervisor's end
 
@@ -232,6 +236,7 @@ class Service:
         ] = {}  # what deaths weigh against a request that was on the core, since it got further
         self._deaths = 0
         self._unloadable = 0
+        self._closing = False
         self._broken: Exception | None = None
 
     def run(self, ops: list[Op]) -> None:
@@ -253,14 +258,13 @@ class Service:
         for op in ops:
             await self._play(op)
             self._raise_broken()
-        await self._settle()
-        await self._engine.shutdown()
-        demand(not self._engine._streams, "leak", "streams after the shutdown")
+        if not (ops and isinstance(ops[-1], Drain)):
+            await self._settle()
+            await self._drain(0.0)
 
     # ------------------------------------------------------------------ what happens
 
     async def _play(self, op: Op) -> None:
-        core = self._cores[-1]
         match op:
             case Ask():
                 self._ask(op)
@@ -270,10 +274,20 @@ class Service:
                     await asyncio.sleep(0)  # the engine is told
             case Step(count):
                 await asyncio.sleep(count * _STEP_SECONDS)
-            case Break(row):
-                core.worker.faulty_row = row
             case Lag():
                 self.lag = op
+            case Settle():
+                await self._settle()
+            case Drain(seconds):
+                await self._drain(seconds)
+            case _:
+                self._harm(self._cores[-1], op)
+
+    def _harm(self, core: Core, op: Op) -> None:
+        """Something happens to the present core."""
+        match op:
+            case Break(row):
+                core.worker.faulty_row = row
             case Jump(seconds):
                 core.slow = [min(seconds, _SLOWEST_STEP)] * 4
             case Crash(in_step, heard, foreign):
@@ -283,8 +297,6 @@ class Service:
             case Unloadable(count):
                 self._unloadable = count
                 self._crash(core, False, 0, True)
-            case Settle():
-                await self._settle()
 
     def _crash(self, core: Core, in_step: bool, heard: int, foreign: bool) -> None:
         if not core.loaded:
@@ -300,34 +312,46 @@ class Service:
         self._unloadable = 0
         worker = self._cores[-1].worker
         worker.faulty_row, worker.doomed = None, False
+        await self._hear_ends()
+        await asyncio.sleep(1.0)  # aborts arrive
+        for _ in range(100):  # a core that just died is replaced, work that nobody awaits ends
+            if self._cores[-1].idle:
+                break
+            await asyncio.sleep(1.0)
+        self._raise_broken()
+        core = self._cores[-1]
+        if not core.hangs:  # nobody waits for it, so nobody has noticed; the next request will
+            demand(core.idle and self._engine.moving, "liveness", "the core is not back at rest")
+            demand(core.core.scheduler.pool.free == self.setup.num_blocks, "leak", "blocks")
+        self._check_books()
+
+    async def _drain(self, seconds: float) -> None:
+        """Everyone hears an end, in time, and no core lives on."""
+        self._closing = True
+        began = asyncio.get_running_loop().time()
+        await self._engine.shutdown(seconds)
+        took = asyncio.get_running_loop().time() - began
+        demand(took <= seconds + 1.0, "liveness", "the shutdown took {} s", took)
+        await self._hear_ends()
+        demand(not any(core.alive for core in self._cores), "leak", "a core outlives the engine")
+        self._check_books()
+
+    async def _hear_ends(self) -> None:
         if self._tasks:
             _, waiting = await asyncio.wait(self._tasks, timeout=_PATIENCE)
             self._raise_broken()
             demand(not waiting, "liveness", "{} callers hear no end", len(waiting))
         self._tasks.clear()
-        await asyncio.sleep(_LOAD_SECONDS + 30.0)  # aborts arrive, a core that just died is replaced
-        self._raise_broken()
-        self._check_rest()
 
-    def _check_rest(self) -> None:
-        engine, core = self._engine, self._cores[-1]
+    def _check_books(self) -> None:
+        engine = self._engine
         total = engine.metrics.total
-        demand(
-            core.loaded and not core.core.has_work and not core.books, "leak", "the core has work that nobody awaits"
-        )
-        demand(core.core.scheduler.pool.free == self.setup.num_blocks, "leak", "blocks")
         rest = (engine._outputs.unfinished, len(engine._streams), len(engine._roster._entries))
         demand(not any(rest), "leak", "(outputs, streams, roster) = {}", rest)
-        demand(engine.moving, "liveness", "the engine does not say that it moves")
+        taken, restarts = total("requests_accepted"), total("core_restarts")
         ended = sum(map(total, ("requests_completed", "requests_errored", "requests_cancelled")))
-        demand(total("requests_accepted") == ended, "ledger", "{} taken, {} ended", total("requests_accepted"), ended)
-        demand(
-            total("core_restarts") == self._deaths,
-            "ledger",
-            "{} deaths, {} known",
-            self._deaths,
-            total("core_restarts"),
-        )
+        demand(taken == ended, "ledger", "{} taken, {} ended", taken, ended)
+        demand(self._closing or restarts == self._deaths, "ledger", "{} deaths, {} known", self._deaths, restarts)
 
     # ------------------------------------------------------------------ callers
 
@@ -375,6 +399,8 @@ class Service:
             case RequestFailed() if "crashed" in error.message:
                 blame = self._blame.get(request.request_id, 0)
                 demand(blame >= _REFUSED, "transcript", "{} was refused for {}", request.request_id, blame)
+            case EngineDead():
+                demand(self._closing, "transcript", "{}: {}", request.request_id, error.message)
             case RequestFailed():
                 demand(error.message == "not a number", "transcript", "{}: {}", request.request_id, error.message)
             case _:

@@ -22,7 +22,7 @@ from octavo.request import Request
 from simulation.books import Books, Violation, demand
 from simulation.callers import Caller, Spelling, pick
 from simulation.oracle import Alone
-from simulation.scenario import Ask, Break, Crash, Hang, Jump, Lag, Leave, Op, Settle, Setup, Step, Unloadable
+from simulation.scenario import Ask, Break, Crash, Drain, Hang, Jump, Lag, Leave, Op, Settle, Setup, Step, Unloadable
 from simulation.worker import Killed, make_worker
 
 _TURN_SECONDS = 0.01
@@ -82,7 +82,7 @@ class World:
                 self._crash(in_step, heard)
             case Hang() | Unloadable():  # nobody watches here, and a core is there at once
                 self._crash(True, 0)
-            case Settle():
+            case Settle() | Drain():
                 self.settle()
 
     def settle(self) -> None:
