@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "buffer.h"
 #include "octavo.h"
 #include "parallel.h"
 
@@ -20,15 +21,9 @@ struct Work {
   int64_t first, end;  // keys
 };
 
-float* aligned(std::vector<float>& buffer, int64_t size) {
-  if (int64_t(buffer.size()) < size + ALIGNMENT) buffer.resize(size + ALIGNMENT);
-  auto address = reinterpret_cast<uintptr_t>(buffer.data());
-  constexpr uintptr_t unit = ALIGNMENT * sizeof(float);
-  return reinterpret_cast<float*>((address + unit - 1) / unit * unit);
-}
 float* thread_scratch(int64_t size) {
-  thread_local std::vector<float> buffer;
-  return aligned(buffer, size);
+  thread_local Buffer buffer;
+  return buffer.of<float>(size);
 }
 
 // Costliest first: the later a query, the more keys it sees.
@@ -80,8 +75,8 @@ struct Run {
   void shared(const std::vector<Work>& work) const {
     std::vector<int64_t> start(1, 0);
     for (const Work& w : work) start.push_back(start.back() + splits(w));
-    std::vector<float> buffer;
-    float* states = aligned(buffer, start.back() * state);
+    thread_local Buffer buffer;
+    float* states = buffer.of<float>(start.back() * state);
     parallel_each(start.back(), [&](int64_t i) {
       int64_t item = std::upper_bound(start.begin(), start.end(), i) - start.begin() - 1, split = i - start[item];
       const Work& w = work[item];

@@ -170,6 +170,7 @@ NB_MODULE(_native, m) {
   bind(m, program, "quantize", quantize, make_quantize);
   bind(m, program, "quantized_linear", quantized_linear, make_quantized_linear);
 
+  m.def("linear_rows", [](int dtype) { return linear_rows(DType(dtype)); });
   bind_packing(m);
   m.def("quantized_bytes", [](Size rows, Size columns) { return quantized_bytes(rows, columns); });
   m.def(

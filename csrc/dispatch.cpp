@@ -26,6 +26,9 @@ OCTAVO_ISA_TABLES(avx512)
 OCTAVO_ISA_TABLES(avx512vnni)
 OCTAVO_ISA_TABLES(avx512bf16)
 OCTAVO_ISA_TABLES(amx)
+namespace amx {
+extern const TiledLinear tiled_linear_table;
+}
 #endif
 
 namespace {
@@ -45,6 +48,7 @@ struct Level {
   const Kernels* kernels;
   const AttentionKernels* attention;
   const QuantizedKernels* quantized;
+  const TiledLinear* tiled_linear;
 };
 struct Choice {
   static constexpr int MOST = 7;
@@ -54,9 +58,9 @@ struct Choice {
   const Level* used = levels;
 
   void add(bool present, const char* isa, const Kernels& kernels, const AttentionKernels& attention,
-           const QuantizedKernels& quantized) {
+           const QuantizedKernels& quantized, const TiledLinear* tiled_linear = nullptr) {
     if (!present) return;
-    levels[count] = {isa, &kernels, &attention, &quantized};
+    levels[count] = {isa, &kernels, &attention, &quantized, tiled_linear};
     names[count++] = isa;
   }
   Choice() {
@@ -69,7 +73,8 @@ struct Choice {
     bool avx512bf16 = avx512vnni && __builtin_cpu_supports("avx512bf16");
     bool amx = avx512bf16 && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8") &&
                __builtin_cpu_supports("amx-bf16");
-    add(amx && tiles_permitted(), "amx", avx512bf16::table, amx::attention_table, amx::quantized_table);
+    add(amx && tiles_permitted(), "amx", avx512bf16::table, amx::attention_table, amx::quantized_table,
+        &amx::tiled_linear_table);
     add(avx512bf16, "avx512bf16", avx512bf16::table, avx512bf16::attention_table, avx512bf16::quantized_table);
     add(avx512vnni, "avx512vnni", avx512::table, avx512::attention_table, avx512vnni::quantized_table);
     add(avx512, "avx512", avx512::table, avx512::attention_table, avx2::quantized_table);
@@ -91,6 +96,7 @@ Choice& choice() {
 const Kernels& kernels() { return *choice().used->kernels; }
 const AttentionKernels& attention_kernels() { return *choice().used->attention; }
 const QuantizedKernels& quantized_kernels() { return *choice().used->quantized; }
+const TiledLinear* tiled_linear() { return choice().used->tiled_linear; }
 const char* const* available_isas() { return choice().names; }
 bool use_isa(const char* name) {
   for (int i = 0; i < choice().count; ++i)

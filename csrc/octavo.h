@@ -89,6 +89,8 @@ struct Linear {
   int64_t tokens, in_features, out_features;
 };
 void linear(const Linear&);
+// Rows from which on torch's product is the quicker one.
+int64_t linear_rows(DType);
 
 // One row of logits each: its best token if the temperature is 0, else draws by temperature, min-p, top-k, top-p in
 // that order. A draw takes the token at a number from 0 to 1 of the cumulative distribution, best first where top-k or
@@ -147,6 +149,18 @@ struct Kernels {
   void (*sample)(const Sample&, int64_t row, const SampleRoom&);
 };
 const Kernels& kernels();
+
+// The product of any number of bfloat16 rows, for at least `side` outputs. x is packed in tiles of `side` rows and
+// multiplied with panels of as many outputs.
+struct TiledLinear {
+  int64_t side, depth;    // depth: columns are filled up to a multiple of it
+  int64_t tiles_at_once;  // that `multiply` takes
+  int64_t scratch_bytes;  // aligned to 64
+  void (*pack)(const Linear&, void* packed, int64_t begin, int64_t end);  // of tiles
+  void (*multiply)(const Linear&, const void* packed, int64_t begin, int64_t end, int64_t first_panel,
+                   int64_t last_panel, void* scratch);
+};
+const TiledLinear* tiled_linear();  // null where there is none
 
 // Instruction sets compiled in and present on this CPU, best first; null-terminated.
 const char* const* available_isas();

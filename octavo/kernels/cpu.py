@@ -27,9 +27,6 @@ try:
 except ImportError as error:
     _missing = str(error)
 
-#: Rows up to which the compiled product beats torch's. Few rows: reading the weights is the cost, and torch repacks
-#: them at each call; many: torch has matrix units for bfloat16, and blocks float32 for the caches.
-MOST_ROWS = {torch.float32: 32, torch.bfloat16: 8, torch.float16: 32}
 _DTYPE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _SILU, _GELU_TANH = 0, 1
 
@@ -60,6 +57,11 @@ def use_threads(count: int) -> None:
         _native.set_thread_count(count)
 
 
+def most_rows(dtype: torch.dtype) -> int:
+    """Rows up to which the compiled product is used. Beyond, torch's is quicker, but its last bits depend on them."""
+    return _native.linear_rows(_DTYPE[dtype])
+
+
 def new_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype)
 
@@ -72,7 +74,7 @@ class Compiled:
         self._empty = empty
 
     def _most_rows(self, dtype: torch.dtype) -> int:
-        return MOST_ROWS[dtype]
+        return most_rows(dtype)
 
     def linear(
         self, x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, full_precision: bool = False

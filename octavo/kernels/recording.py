@@ -9,6 +9,8 @@ independent in every operation, so a program recorded for many tokens is right f
 from __future__ import annotations
 
 import math
+import mmap
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -18,9 +20,10 @@ import torch
 from torch import Tensor
 
 from octavo.kernels import _native
-from octavo.kernels.cpu import MOST_ROWS, Compiled
+from octavo.kernels.cpu import Compiled, most_rows
 
 _ALIGNMENT = 64
+_NO_RESERVE = 0x4000 if sys.platform == "linux" else 0  # Python has no name for it yet
 _ARENA = 2**34  # bytes of address space; only what a step writes becomes memory
 
 #: Torch functions that look at a tensor or take a view of it. Any other computes, and a program could not replay it.
@@ -36,6 +39,11 @@ _VIEWS: frozenset[Callable[..., Any]] = frozenset(
         Tensor.dtype.__get__,  # type: ignore[attr-defined]
     }
 )
+
+
+def _address_space(size: int) -> mmap.mmap:
+    """More than the machine may have memory; from a page's beginning, where allocators begin 16 bytes later."""
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE)
 
 
 class NotRecordable(Exception):
@@ -61,7 +69,7 @@ class Recorder(Compiled):
         self.program = _native.Program()
         self.most_tokens = 2**31
         self._tensor: type[RecordedTensor] = type("RecordedTensor", (RecordedTensor,), {"kernels": self})
-        self._arena = np.empty(_ARENA, dtype=np.uint8)
+        self._arena = np.frombuffer(_address_space(_ARENA), dtype=np.uint8)
         self._free = [(0, _ARENA)]  # (begin, end), in order
         super().__init__(self.program, self.empty)
 
@@ -86,5 +94,5 @@ class Recorder(Compiled):
                 self._free.append(span)
 
     def _most_rows(self, dtype: torch.dtype) -> int:
-        self.most_tokens = min(self.most_tokens, MOST_ROWS[dtype])
+        self.most_tokens = min(self.most_tokens, most_rows(dtype))
         return 2**31  # recorded whatever the size

@@ -9,6 +9,7 @@ from octavo.execution.batch import Batch
 from octavo.execution.graphs import Eager, Recorded, make_graph
 from octavo.execution.kv_cache import KVCache
 from octavo.kernels import cpu
+from octavo.kernels.recording import Recorder
 from octavo.layers.attention.backend import AttentionMetadata
 from octavo.layers.attention.paged import PagedAttention
 from octavo.models.registry import build
@@ -77,3 +78,13 @@ def test_a_model_that_computes_outside_the_kernels_runs_op_by_op():
     dummy_weights(model, 3)
     cache = KVCache(model.cache_specs, 4, 16, torch.float32, CPU)
     assert isinstance(make_graph(model, PagedAttention(), cache.caches, max_tokens=64), Eager)
+
+
+def test_what_a_program_works_on_begins_at_a_cache_line():
+    recorder = Recorder()
+    kept = [
+        recorder.empty((3, 5), torch.bfloat16),
+        recorder.empty((70,), torch.uint8),
+        recorder.empty((1,), torch.float32),
+    ]
+    assert all(each.data_ptr() % 64 == 0 for each in kept)
