@@ -14,7 +14,7 @@ from typing import Any
 
 from simulation.mutations import MUTATIONS, Mutation, install
 
-_CHUNK = 100  # seeds between two looks at the clock
+_CHUNK = 40  # seeds between two looks at the clock
 _TELL_SECONDS = 60.0
 _MUTANT_SECONDS = 240.0
 _WIDTH = 100  # characters of a violation that are shown of a seeded bug

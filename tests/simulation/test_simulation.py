@@ -12,7 +12,21 @@ from hypothesis import strategies as st
 from simulation.__main__ import run_chunk, run_mutant
 from simulation.mutations import MUTATIONS, Mutation
 from simulation.run import run
-from simulation.scenario import Ask, Break, Crash, Lag, Leave, Op, Scenario, Settle, Setup, Step, from_seed
+from simulation.scenario import (
+    Ask,
+    Break,
+    Crash,
+    Hang,
+    Lag,
+    Leave,
+    Op,
+    Scenario,
+    Settle,
+    Setup,
+    Step,
+    Unloadable,
+    from_seed,
+)
 
 REGRESSIONS = msgspec.json.decode(Path(__file__).with_name("regressions.json").read_bytes(), type=list[Scenario])
 QUICK = {"skip a decref", "hash without salt", "re-emit after preempt", "the worker keeps a stale slot"}
@@ -39,6 +53,8 @@ faults = st.one_of(
     st.builds(Break, few),
     st.builds(Lag, few, few),
     st.builds(Crash, st.booleans(), few),
+    st.just(Hang()),
+    st.builds(Unloadable, st.integers(1, 3)),
     st.just(Settle()),
 )
 setups = st.builds(
@@ -71,11 +87,11 @@ def test_what_has_failed_before(scenario: Scenario) -> None:
     run(scenario)
 
 
-@given(setups, st.lists(st.one_of(asks, steps, beams, faults), max_size=25))
+@given(setups, st.lists(st.one_of(asks, steps, beams, faults), max_size=25), st.booleans())
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_any_operations(setup: Setup, ops: list[Op]) -> None:
+def test_any_operations(setup: Setup, ops: list[Op], whole: bool) -> None:
     """Hypothesis shrinks what fails; `python -m simulation --seed` does the same for a seed."""
-    run(Scenario(setup, ops))
+    run(Scenario(setup, ops, whole))
 
 
 def test_a_seed_runs_the_same_way_every_time() -> None:
