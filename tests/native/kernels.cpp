@@ -181,7 +181,8 @@ void check_act_mul() {
 
 void check_linear() {
   DType dtype = any_dtype(), out_dtype = chance(0.3) ? DType::f32 : dtype;
-  int64_t tokens = between(0, 11), inner = between(1, 300), outer = chance(0.3) ? between(1000, 2500) : between(1, 90);
+  int64_t tokens = chance(0.3) ? between(60, 140) : between(0, 11), inner = between(1, 300);
+  int64_t outer = chance(0.3) ? between(1000, 2500) : between(1, 90);
   int64_t stride = inner + between(0, 9);
   Memory x = numbers(dtype, strided(tokens, stride, inner)), weight = numbers(dtype, outer * inner);
   Memory bias = numbers(dtype, outer);
