@@ -20,7 +20,7 @@ crash       nothing raises
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from octavo.engine.channel import Abort, Add, ToCore
@@ -64,7 +64,7 @@ class Aboard:
 class Books:
     """Everything known about one core from outside; `scheduler` and `worker` are only looked at."""
 
-    def __init__(self, scheduler: Scheduler, worker: Worker, alone: dict[str, Alone]) -> None:
+    def __init__(self, scheduler: Scheduler, worker: Worker, alone: Callable[[Request], Alone]) -> None:
         self._scheduler = scheduler
         self._worker = worker
         self._alone = alone
@@ -111,7 +111,7 @@ class Books:
             self._refused[request.request_id] = "overloaded"
             return
         said = {known.index: len(known.token_ids) for known in request.resumes or []}
-        self._aboard[request.request_id] = Aboard(self._alone[request.request_id], said, set(said))
+        self._aboard[request.request_id] = Aboard(self._alone(request), said, set(said))
         self._queued[request.request_id] = length
 
     def _expect_end(self, request_id: str, index: int | None) -> None:

@@ -84,6 +84,7 @@ class Ask(Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
     adapter: str | None = None
     priority: int = 0
     kind: OutputKind = "delta"
+    again: bool = False  # under the id of the last one who left, if there is one
 
     def params(self, *, stop_token_ids: list[int]) -> SamplingParams:
         return SamplingParams(
@@ -282,6 +283,7 @@ class _Workload:
             adapter=random.choice(("a", "b")) if self._often("adapter") else None,
             priority=random.randrange(3),
             kind=random.choice(("delta", "delta", "cumulative", "final")),
+            again=self._whole and self._often("again"),
         )
 
     def _prompt(self) -> list[int]:
@@ -303,5 +305,17 @@ class _Workload:
 
 _HABITS = (
     *("leave", "break", "lag", "jump", "crash"),
-    *("beam", "n", "stop", "min_tokens", "logprobs", "prompt_logprobs", "salt", "adapter", "too_long", "deadly"),
+    *(
+        "beam",
+        "n",
+        "stop",
+        "min_tokens",
+        "logprobs",
+        "prompt_logprobs",
+        "salt",
+        "adapter",
+        "too_long",
+        "deadly",
+        "again",
+    ),
 )

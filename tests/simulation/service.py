@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from msgspec.structs import replace
+
 from octavo import frames
 from octavo.checkpoint import Checkpoint
 from octavo.config import EngineConfig
@@ -223,7 +225,7 @@ class Service:
         self.setup = setup
         self.config = setup.config
         self.steps = 0
-        self.alone: dict[str, Alone] = {}
+        self._left: str | None = None  # the id of the last one who left
         self.gone: dict[str, float] = {}  # who has left, and when the core has to know
         self.lag = Lag(0, 0)
         self.to_core: frames.Decoder[ToCore] = frames.Decoder(ToCore)
@@ -356,9 +358,11 @@ class Service:
     # ------------------------------------------------------------------ callers
 
     def _ask(self, ask: Ask) -> None:
-        request = _as_request(f"r{len(self._callers)}", ask, self.setup)
+        request_id = self._left if ask.again and self._left is not None else f"r{len(self._callers)}"
+        self._left = None
+        self.gone.pop(request_id, None)
+        request = _as_request(request_id, ask, self.setup)
         alone = Alone(request, min(self.setup.max_model_len, self.setup.num_blocks * self.setup.block_size))
-        self.alone[request.request_id] = alone
         caller = Caller(request, ask.kind, alone)
         self._callers.append(caller)
         self._tasks.append(asyncio.create_task(self.guard(partial(self._listen, caller, ask)), name=request.request_id))
@@ -413,6 +417,15 @@ class Service:
         for task in self._tasks:
             if task.get_name() == request_id:
                 task.cancel()
+                self._left = request_id
+
+    def alone(self, request: Request) -> Alone:
+        """What the core is sent, as it was asked; an id may have been used before."""
+        said = _words(request)
+        for caller in self._callers:
+            if caller.request.request_id == request.request_id and _words(caller.request) == said:
+                return caller.alone
+        raise Violation("transcript", f"nobody asked for {request}")
 
     # ------------------------------------------------------------------ cores
 
@@ -473,7 +486,7 @@ def _as_request(request_id: str, ask: Ask, setup: Setup) -> Request:
     room = setup.max_model_len - len(ask.prompt)
     params = ask.params(stop_token_ids=ask.stop_token_ids + ask.eos)
     if ask.search:
-        params = SamplingParams(max_tokens=ask.max_tokens)
+        params = SamplingParams(temperature=0.0, max_tokens=ask.max_tokens)
     return Request(
         request_id=request_id,
         prompt_token_ids=ask.prompt,
@@ -485,3 +498,11 @@ def _as_request(request_id: str, ask: Ask, setup: Setup) -> Request:
         cache_salt=ask.salt,
         beam=ask.search,
     )
+
+
+def _words(request: Request) -> tuple[object, ...]:
+    """All that what a request says depends on."""
+    params = replace(request.params, prompt_logprobs=None)  # not asked for again when it goes on elsewhere
+    seed = None if request.beam else request.seed
+    rest = (request.max_tokens, request.eos_token_ids, request.cache_salt, request.beam)
+    return (request.prompt_token_ids, params, seed, *rest)
