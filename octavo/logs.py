@@ -12,7 +12,7 @@ import threading
 from contextlib import suppress
 from queue import Full, Queue
 
-_FORMAT = "%(levelname)s %(message)s"
+_FORMAT = "%(asctime)s %(levelname)s %(message)s"  # local time, milliseconds
 _MOST_LINES = 4096  # that wait to be written
 _FLUSH_SECONDS = 1.0  # that the end of a process waits for them
 
