@@ -1,6 +1,6 @@
-"""The scripted engine of tests/api serves here too."""
+"""The scripted engine of tests/api and the server processes of tests/qa serve here too."""
 
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parent.parent / "api"))
+sys.path += [str(Path(__file__).parent.parent / folder) for folder in ("api", "qa")]

@@ -14,17 +14,17 @@ import traceback
 from itertools import cycle
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "api"), str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(folder) for folder in (TESTS / "api", TESTS / "qa", TESTS, TESTS.parent)]
 
 from fuzz_files import TARGETS as FILES  # noqa: E402  the path comes first
 from fuzz_lines import TARGETS as LINES  # noqa: E402
+from fuzz_wire import TARGETS as WIRE  # noqa: E402
 from hypothesis import HealthCheck, given, seed, settings  # noqa: E402
 from target import Target  # noqa: E402
 
-BATCH = 300
-SETTINGS = settings(
-    max_examples=BATCH, deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=False
-)
+ALL = [*FILES, *LINES, *WIRE]
+SETTINGS = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=False)
 
 
 def batch(target: Target, number: int) -> bytes | None:
@@ -32,7 +32,7 @@ def batch(target: Target, number: int) -> bytes | None:
     failed: bytes | None = None
 
     @seed(number)
-    @SETTINGS
+    @settings(SETTINGS, max_examples=target.examples)
     @given(target.inputs)
     def attempt(data: bytes) -> None:
         nonlocal failed
@@ -53,10 +53,10 @@ def batch(target: Target, number: int) -> bytes | None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--only", choices=[target.name for target in (*FILES, *LINES)])
+    parser.add_argument("--only", choices=[target.name for target in ALL])
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)  # servers warn of what clients send
-    targets = [target for target in (*FILES, *LINES) if options.only in (None, target.name)]
+    targets = [target for target in ALL if options.only in (None, target.name)]
     deadline = time.monotonic() + options.seconds
     tried = dict.fromkeys((target.name for target in targets), 0)
     findings = []
@@ -64,7 +64,7 @@ def main() -> int:
         if time.monotonic() > deadline:
             break
         failed = batch(target, random.getrandbits(64))
-        tried[target.name] += BATCH
+        tried[target.name] += target.examples
         if failed is not None:
             findings.append(target.keep(failed))
             sys.stdout.write(f"{target.name}: kept {findings[-1]}\n")

@@ -27,6 +27,7 @@ class Target:
     name: str
     inputs: SearchStrategy[bytes]
     check: Callable[[bytes], None]
+    examples: int = 300  # at a time
 
     def kept(self) -> list[Path]:
         return sorted((CORPUS / self.name).glob("*"))

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from fuzz_files import TARGETS as FILES
 from fuzz_lines import TARGETS as LINES
+from fuzz_wire import TARGETS as WIRE
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from target import CORPUS, Target
 
-TARGETS = {target.name: target for target in (*FILES, *LINES)}
+TARGETS = {target.name: target for target in (*FILES, *LINES, *WIRE)}
+SETTINGS = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 KEPT = [path for target in TARGETS.values() for path in target.kept()]
 
 
@@ -25,7 +26,10 @@ def test_the_corpus_belongs_to_targets() -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS.keys())
-@settings(max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-@given(data=st.data())
-def test_new_inputs(target: Target, data: st.DataObject) -> None:
-    target.check(data.draw(target.inputs))
+def test_new_inputs(target: Target) -> None:
+    @settings(SETTINGS, max_examples=target.examples)
+    @given(target.inputs)
+    def attempt(data: bytes) -> None:
+        target.check(data)
+
+    attempt()
