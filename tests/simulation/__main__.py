@@ -72,7 +72,7 @@ def _run_seeds(seconds: float, jobs: int, first: int | None) -> bool:
     say(f"{steps:,} steps of {seeds:,} seeds in {took:.0f} s: {steps / took:,.0f} steps per second")
     say(f"{len(failures)} violations")
     for failed_seed, what in failures:
-        say(f"seed {failed_seed}: {what}\n  PYTHONPATH=.:tests python -m simulation --seed {failed_seed}")
+        say(f"seed {failed_seed}: {what}\n  make simulate ARGS='--seed {failed_seed}'")
     return bool(failures)
 
 

@@ -90,7 +90,7 @@ def test_what_has_failed_before(scenario: Scenario) -> None:
 @given(setups, st.lists(st.one_of(asks, steps, beams, faults), max_size=25), st.booleans())
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_operations(setup: Setup, ops: list[Op], whole: bool) -> None:
-    """Hypothesis shrinks what fails; `python -m simulation --seed` does the same for a seed."""
+    """Hypothesis shrinks what fails; `python -m simulation --seed N` does the same for a seed."""
     run(Scenario(setup, ops, whole))
 
 
