@@ -9,7 +9,6 @@ whatever is said is what the request says alone.
 from __future__ import annotations
 
 import asyncio
-import selectors
 from collections import deque
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -32,6 +31,7 @@ from octavo.processes import Ready
 from octavo.request import Request, SamplingParams
 from simulation.books import Books, Violation, demand
 from simulation.callers import Caller, Spelling, pick
+from simulation.clock import Loop
 from simulation.oracle import Alone
 from simulation.scenario import Ask, Break, Crash, Drain, Hang, Jump, Lag, Leave, Op, Settle, Setup, Step, Unloadable
 from simulation.worker import Killed, make_worker
@@ -43,40 +43,6 @@ _PATIENCE = 10_000.0  # seconds in which everything must end once nothing goes w
 _CHECKPOINT = Checkpoint(name="simulated", path=Path("simulated"), format="dummy", config={})
 _EOS = 7
 _CRASH, _FOREIGN_KILL, _REFUSED = 3, 1, 6  # what a death may weigh against a request, and when that is too much
-
-
-class Idle(selectors.BaseSelector):
-    """No files: waiting is over at once, and the clock shows that it took its time."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self._keys: dict[Any, selectors.SelectorKey] = {}
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        demand(timeout is not None, "liveness", "everyone waits and nothing can come")
-        self.now += max(timeout or 0.0, 0.0)
-        return []
-
-    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-        key = self._keys[fileobj] = selectors.SelectorKey(fileobj, fileobj, events, data)
-        return key
-
-    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
-        return self._keys.pop(fileobj)
-
-    def get_map(self) -> dict[Any, selectors.SelectorKey]:  # the loop's own pipe is all that is ever in it
-        return self._keys
-
-
-class Loop(asyncio.SelectorEventLoop):
-    """An event loop in virtual time."""
-
-    def __init__(self) -> None:
-        self._idle = Idle()
-        super().__init__(self._idle)
-
-    def time(self) -> float:
-        return self._idle.now
 
 
 class Core:
