@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from qa_server import KEY, MOST_OF_A_CROWD, QaServer, serve, serve_fake
+from qa_server import KEY, MOST_OF_MANY, QaServer, serve, serve_fake
 from tiny_model import write_tiny_model
 
 sys.path.append(str(Path(__file__).parent.parent / "api"))
@@ -50,9 +50,9 @@ def server(real_server: QaServer) -> Iterator[QaServer]:
 
 
 @pytest.fixture
-def crowded(real_server: QaServer) -> Iterator[QaServer]:
-    """The same server, for tests with many connections at once."""
-    with real_server.unharmed(MOST_OF_A_CROWD):
+def roomy(real_server: QaServer) -> Iterator[QaServer]:
+    """The same server, for tests with many connections or texts of megabytes at once."""
+    with real_server.unharmed(MOST_OF_MANY):
         yield real_server
 
 

@@ -25,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60  # seconds until a server that does not answer counts as hung: a bound, not an expectation
 MOST_GROWTH = 5 << 20  # for a bad request
-MOST_OF_A_CROWD = 64 << 20  # for many connections at once: libraries keep memory for every new shape of a step
+MOST_OF_MANY = 64 << 20  # for many connections or megabytes at once: what is free again has holes
 BODY_LIMIT = 16 << 20
 KEY = "sk-one-for-the-tests"
 #: malloc gives back what is free, so that resident memory is what a process holds and not what it once held.

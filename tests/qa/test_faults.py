@@ -147,9 +147,9 @@ CUTS: dict[str, tuple[Weather, Weather]] = {
 
 
 @pytest.mark.parametrize(("up", "down"), CUTS.values(), ids=CUTS.keys())
-def test_f01_storm_of_connections_that_break(crowded: QaServer, up: Weather, down: Weather) -> None:
+def test_f01_storm_of_connections_that_break(roomy: QaServer, up: Weather, down: Weather) -> None:
     """Clients come through a proxy that cuts or stalls every one of them; nothing of theirs remains."""
-    server = crowded
+    server = roomy
     with weather(server.port, up=up, down=down) as port, ExitStack() as clients:
         connections = []
         for number in range(60):

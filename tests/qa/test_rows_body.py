@@ -148,7 +148,8 @@ LONG = ["x" * 10_000_000, "a " * 1_000_000, "👩‍👩‍👧‍👦" * 100_00
 
 
 @pytest.mark.parametrize("text", LONG, ids=["10 MB", "words", "families", "spaces", "line breaks"])
-def test_row_36_prompts_beyond_every_context(server: QaServer, text: str) -> None:
+def test_row_36_prompts_beyond_every_context(roomy: QaServer, text: str) -> None:
+    server = roomy
     with server.streaming(max_tokens=6000) as stream:
         refused(server.chat(text), param="messages", code="context_length_exceeded")
         refused(server.complete(text), param="prompt", code="context_length_exceeded")
