@@ -245,8 +245,9 @@ class AsyncLLMEngine:
         news = self._outputs.take(step)
         self._release(step.released)
         self._roster.advance(output.request_id for output in step.outputs)
-        for request_id, index in news.aborts:
-            self._leave(request_id, index)
+        ended = {report.request_id for report in news.reports if report.finished}
+        for request_id, index in news.aborts:  # the core may be a step ahead of an end that a stop string made
+            self._leave(request_id, None if request_id in ended else index)
         for report in news.reports:
             if report.finished:
                 self._roster.end(report.request_id)

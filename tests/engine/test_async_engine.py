@@ -109,8 +109,8 @@ class Stage:
         )
 
 
-async def collect(stage: Stage, prompt="AB", name="r", **options) -> list[str]:
-    return [output.outputs[0].text async for output in stage.engine.generate(prompt, GREEDY, name, **options)]
+async def collect(stage: Stage, prompt="AB", name="r", params=GREEDY, **options) -> list[str]:
+    return [output.outputs[0].text async for output in stage.engine.generate(prompt, params, name, **options)]
 
 
 def run(play) -> None:
@@ -162,6 +162,26 @@ def test_an_id_that_is_used_again_hears_nothing_of_its_predecessor(ending):
             stage.say(Output("r", token_ids=[68]))  # computed before the abort arrived
             stage.line.say(released=["r"])
         while not isinstance(stage.line.sent[-1:][0] if stage.line.sent else None, Add):
+            await asyncio.sleep(0)
+        stage.say(Output("r", token_ids=[69], finish_reason="stop"))
+        assert await again == ["E"]
+        assert stage.balance() == 0
+
+    run(play)
+
+
+def test_an_id_that_is_used_again_hears_nothing_of_one_that_a_stop_string_ended():
+    async def play():
+        stage = Stage()
+        params = SamplingParams(temperature=0.0, max_tokens=3, stop=["C"])
+        texts = asyncio.create_task(collect(stage, params=params))
+        await stage.request()
+        stage.say(Output("r", token_ids=[67]))
+        assert await texts == [""]
+        again = asyncio.create_task(collect(stage))
+        stage.say(Output("r", token_ids=[68]))  # computed before the core heard of the end
+        stage.line.say(released=["r"])
+        while len([message for message in stage.line.sent if isinstance(message, Add)]) < 2:
             await asyncio.sleep(0)
         stage.say(Output("r", token_ids=[69], finish_reason="stop"))
         assert await again == ["E"]
