@@ -142,6 +142,9 @@ class Connection(HttpToolsProtocol):
             raise self._stop(400, "This server has nothing to upgrade to.")
         if len(self.connections) > self._limits.connections:
             raise self._stop(503, "The server has too many connections; try again later.")
+        if len(self.pipeline) >= self._limits.pipelined_requests:
+            # Reading has been paused, but one chunk may hold thousands, each of which becomes kilobytes.
+            raise self._stop(503, "Too many requests wait on this connection.")
         self._phase = "body"
         self._discarded = 0
         self._expect_by(self._limits.body_seconds)

@@ -22,6 +22,7 @@ class Limits:
 
     connections: int = 8192  # 503; fewer where the process may open fewer files
     url_bytes: int = 8 * 2**10  # 414
+    pipelined_requests: int = 64  # the connection is closed; that wait for answers to those before them
     header_count: int = 100  # 431
     header_bytes: int = 64 * 2**10  # 431
     header_seconds: float = 15.0  # 408; from a connection's first moment, or a later request's first byte

@@ -327,6 +327,27 @@ def test_requests_may_be_pipelined() -> None:
     run(scenario)
 
 
+def test_a_connection_with_too_many_requests_in_line_is_closed() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(hang_after=3)
+        async with serving(engine, Limits(pipelined_requests=3)) as (server, port):
+            data = json.dumps(chat()).encode()
+            first = HEAD.replace(b"/tokenize", CHAT.encode()) + b"content-length: %d\r\n\r\n" % len(data) + data
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(first + b"GET /version HTTP/1.1\r\n\r\n" * 3)
+            await until(lambda: bool(engine.running))
+            writer.close()
+            await until(lambda: not server.server_state.connections and not server.server_state.tasks)
+            offer = b"connection: upgrade\r\nupgrade: h2c\r\n"  # each declined within the one before
+            for extra in (b"", offer):
+                answer = await talk(port, first + (b"GET /version HTTP/1.1\r\n" + extra + b"\r\n") * 2000)
+                assert not answer
+                await until(lambda: not server.server_state.connections and not server.server_state.tasks)
+                assert not engine.running
+
+    run(scenario)
+
+
 @pytest.mark.parametrize("framing", ["length", "chunks"])
 def test_javas_offer_of_http2_is_declined_without_losing_the_body(framing: str) -> None:
     async def scenario() -> None:
