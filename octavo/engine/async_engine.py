@@ -104,8 +104,8 @@ class AsyncLLMEngine:
 
     @property
     def waits(self) -> bool:
-        """Whether the core owes us something."""
-        return self._roster.aboard
+        """Whether the core owes us something: be it only that it lets go of what nobody waits for any more."""
+        return self._roster.aboard or bool(self._leaving)
 
     async def wait_ready(self) -> None:
         """Until the model is loaded. Raises the core's own error if it could not be."""

@@ -404,6 +404,22 @@ def test_a_silent_core_is_killed_and_replaced_but_only_when_it_owes_something():
     run(play)
 
 
+def test_a_core_that_hangs_is_replaced_though_its_callers_have_lost_patience():
+    async def play():
+        stage = Stage(hang_timeout=0.05)
+        outputs = stage.engine.generate("AB", GREEDY, "r")
+        task = asyncio.create_task(anext(outputs))
+        await stage.request()
+        stage.line.say(Output("r", token_ids=[67]), work=1.0, seconds=0.001)
+        await task
+        await outputs.aclose()
+        while len(stage.cores) == 1:
+            await asyncio.sleep(0)
+        assert stage.cores[0].wrote_stack
+
+    run(play)
+
+
 def test_a_request_made_while_no_core_is_up_waits_for_one():
     async def play():
         stage = Stage()
