@@ -135,6 +135,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "a negative size": (file_of({"t": tensor(shape=[-2])}), "'t' has a shape"),
     "a size that is no number": (file_of({"t": tensor(shape=["2"])}), "'t' has a shape"),
     "a shape that overflows": (file_of({"t": tensor(shape=[2**62, 4])}), "'t' has 8 bytes of data"),
+    "too many sizes": (file_of({"t": tensor(shape=[1] * 64 + [2])}), "'t' has 65 dimensions; at most 64"),
     "offsets the wrong way": (file_of({"t": tensor(offsets=[8, 0])}), "'t' has no valid data_offsets"),
     "three offsets": (file_of({"t": tensor(offsets=[0, 8, 9])}), "'t' has no valid data_offsets"),
     "no offsets": (file_of({"t": tensor(offsets=None)}), "'t' has no valid data_offsets"),

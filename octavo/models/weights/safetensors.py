@@ -25,6 +25,7 @@ _DTYPE_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
 }  # fmt: skip
+_MAX_DIMS = 64  # torch's own limit; the product of a million sizes would take an hour
 _MAX_FILE_NAME_BYTES = 255  # what file systems take
 _SHARD = re.compile(r".*-(\d{5})-of-(\d{5})\.safetensors")
 
@@ -135,6 +136,8 @@ def _span(file: Path, name: str, entry: Any) -> tuple[int, int]:
     shape = _whole_numbers(entry.get("shape"))
     if shape is None:
         fail("has a shape that is not a list of sizes")
+    if len(shape) > _MAX_DIMS:
+        fail(f"has {len(shape)} dimensions; at most {_MAX_DIMS} are possible")
     offsets = _whole_numbers(entry.get("data_offsets"))
     if offsets is None or len(offsets) != 2 or offsets[0] > offsets[1]:
         fail("has no valid data_offsets")
