@@ -81,7 +81,8 @@ def issue(path: Path, name: str, role: Role, share: Share) -> str:
         lines.insert(2, 'role = "user"')  # said although it is the default: a reader may not know that
     try:
         with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a") as file:
-            file.write("\n".join(["[[key]]", *lines, "", ""]))
+            gap = "\n" if file.tell() else ""  # an editor may have left the last line without its end
+            file.write(gap + "\n".join(["[[key]]", *lines, ""]))
     except OSError as error:
         raise ConfigError(f"cannot write to {path}: {error.strerror}") from None
     return key

@@ -140,6 +140,14 @@ def test_the_file_is_read_again_when_it_changes(tmp_path: Path, caplog: pytest.L
 # ---------------------------------------------------------------------- what a key may do
 
 
+def test_a_key_is_added_to_a_file_whose_last_line_has_no_end(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    for name in ("a", "b", "c"):
+        issue(path, name, "user", Share())
+        path.write_text(path.read_text().rstrip())
+    assert [entry.name for entry in read(path)] == ["a", "b", "c"]
+
+
 def test_only_admins_read_metrics(tmp_path: Path) -> None:
     path = tmp_path / "keys.toml"
     user, admin = issue(path, "u", "user", Share()), issue(path, "a", "admin", Share())
