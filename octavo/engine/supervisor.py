@@ -12,6 +12,7 @@ import math
 import signal
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -85,7 +86,11 @@ class CoreProcess:
 
     async def end(self) -> int:
         self._connection.close()
-        return await asyncio.to_thread(end, self._process)
+        reaper = ThreadPoolExecutor(1)  # the loop's own threads may have minutes of callers' texts before them
+        try:
+            return await asyncio.get_running_loop().run_in_executor(reaper, end, self._process)
+        finally:
+            reaper.shutdown(wait=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,27 @@ def test_a_core_stopped_from_outside_is_replaced():
         assert len(cores) == 2
 
     play(scene, hang_timeout=1.0)
+
+
+def test_a_core_is_replaced_though_all_threads_are_busy_with_callers_texts():
+    async def scene(engine: AsyncLLMEngine, cores: list[CoreProcess]) -> None:
+        await engine.wait_ready()
+        busy = threading.Event()
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        texts = asyncio.create_task(asyncio.to_thread(busy.wait, BOUND))
+        try:
+            await asyncio.sleep(0)
+            cores[0]._process.kill()
+            said: list[int] = []
+            await tokens_of(engine, [1, 2, 3], 10, said)
+            assert said == [*range(3, 13)]
+            assert len(cores) == 2
+            assert not texts.done()
+        finally:
+            busy.set()
+            await texts
+
+    play(scene)
 
 
 def test_signals_that_ask_to_end_are_the_parents_business():
