@@ -16,6 +16,7 @@ class Buffer {
     int64_t bytes = count * int64_t(sizeof(T));
     if (bytes > bytes_) {
       memory_.reset();
+      bytes_ = 0;  // should there be no memory
       memory_.reset(static_cast<std::byte*>(operator new(bytes, LINE)));
       bytes_ = bytes;
     }

@@ -47,7 +47,7 @@ class Eager:
 class Recorded:
     """The model's layers as a native program: recorded for `max_tokens`, replayed for any number up to that.
 
-    Raises NotRecordable for a model that computes anything outside `octavo.kernels.ops`.
+    Raises NotRecordable, as for a model that computes anything outside `octavo.kernels.ops`.
     """
 
     def __init__(self, model: Decoder, caches: Sequence[LayerCache], max_tokens: int, otherwise: StepGraph) -> None:
@@ -99,5 +99,5 @@ def make_graph(model: Decoder, attention: AttentionBackend, caches: Sequence[Lay
     try:
         return Recorded(model, caches, max_tokens, eager)
     except NotRecordable as error:
-        logger.info("steps run op by op: the model calls %s outside the kernels", error)
+        logger.info("steps run op by op: %s", error)
         return eager

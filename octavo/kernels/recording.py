@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import platform
 import sys
 import weakref
 from collections.abc import Callable
@@ -23,7 +24,8 @@ from octavo.kernels import _native
 from octavo.kernels.cpu import Compiled, most_rows
 
 _ALIGNMENT = 64
-_NO_RESERVE = 0x4000 if sys.platform == "linux" else 0  # Python has no name for it yet
+#: MAP_NORESERVE, which Python has no name for yet.
+_NO_RESERVE = 0x4000 if sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64") else 0
 _ARENA = 2**34  # bytes of address space; only what a step writes becomes memory
 
 #: Torch functions that look at a tensor or take a view of it. Any other computes, and a program could not replay it.
@@ -41,13 +43,16 @@ _VIEWS: frozenset[Callable[..., Any]] = frozenset(
 )
 
 
+class NotRecordable(Exception):
+    """Why steps cannot be a program."""
+
+
 def _address_space(size: int) -> mmap.mmap:
     """More than the machine may have memory; from a page's beginning, where allocators begin 16 bytes later."""
-    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE)
-
-
-class NotRecordable(Exception):
-    """The model computes something outside `octavo.kernels.ops`."""
+    try:
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE)
+    except (OSError, MemoryError, OverflowError) as error:  # a limit on address space, or no overcommitting
+        raise NotRecordable(f"no address space of {size} bytes ({error})") from None
 
 
 class RecordedTensor(Tensor):
@@ -58,7 +63,7 @@ class RecordedTensor(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func not in _VIEWS:
-            raise NotRecordable(getattr(func, "__name__", str(func)))
+            raise NotRecordable(f"the model calls {getattr(func, '__name__', str(func))} outside the kernels")
         return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
 
 

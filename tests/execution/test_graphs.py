@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import pytest
 import torch
 
@@ -88,3 +90,16 @@ def test_what_a_program_works_on_begins_at_a_cache_line():
         recorder.empty((1,), torch.float32),
     ]
     assert all(each.data_ptr() % 64 == 0 for each in kept)
+
+
+def test_without_address_space_steps_run_op_by_op():
+    model = build(LLAMA, torch.float32, CPU)
+    dummy_weights(model, 3)
+    cache = KVCache(model.cache_specs, 4, 16, torch.float32, CPU)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (2**33, limits[1]))
+    try:
+        graph = make_graph(model, PagedAttention(), cache.caches, max_tokens=64)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert isinstance(graph, Eager)
