@@ -173,6 +173,8 @@ class ServerConfig:
         check(self)
         if bool(self.ssl_keyfile) != bool(self.ssl_certfile):
             raise ConfigError("TLS needs both --ssl-keyfile and --ssl-certfile")
+        if not all(key.strip() for key in self.api_key):
+            raise ConfigError("api_key must not be empty; leave --api-key out for a server without keys")
 
 
 SECTIONS: tuple[type, ...] = (ModelConfig, CacheConfig, SchedulerConfig, ExecutionConfig)

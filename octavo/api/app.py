@@ -55,7 +55,7 @@ class MethodNotAllowed(InvalidRequest):
 
 
 def build_app(engine: Engine | None, config: ServerConfig, limits: Limits | None = None) -> Starlette:
-    """The app; `state.admin` of it is the app of the admin port, if there is one. Raises ConfigError."""
+    """The app; its `state` has `keys`, to be watched, and `admin`, the app of the admin port. Raises ConfigError."""
     desk = Desk(limits or Limits.of(config), engine, created=int(time.time()))
     keys = Keyring.of(config)
     if config.admin_port is None:
@@ -64,6 +64,7 @@ def build_app(engine: Engine | None, config: ServerConfig, limits: Limits | None
     else:
         app = _app(desk, config, keys, _PROBES | _GET, _POST)
         app.state.admin = _app(desk, config, keys, _PROBES | _ADMIN, {})
+    app.state.keys = keys
     return app
 
 
@@ -101,10 +102,24 @@ def _app(
 
 async def _routing_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    shown = f"{request.method} {request.scope['path'][:200]}"
+    path = request.scope["path"]
+    shown = f"{request.method} {path[:200]}"
     allow = dict(error.headers or {})
     if error.status_code != 405:
-        return error_response(NotFound(f"Invalid URL ({shown})"))
+        return error_response(NotFound(f"Invalid URL ({shown}){_elsewhere(request.app, path)}"))
     if request.method == "OPTIONS":
         return Response(status_code=204, headers=allow)
-    return error_response(MethodNotAllowed(f"Invalid method for URL ({shown})"), allow)
+    return error_response(MethodNotAllowed(f"Invalid method for URL ({shown}); it takes {allow['Allow']}"), allow)
+
+
+def _elsewhere(app: Starlette, path: str) -> str:
+    """Where to look for what is not here."""
+    if path in _ADMIN:
+        return "; it is answered on the admin port"
+    bare = path.rstrip("/")
+    while bare.startswith("/v1/"):
+        bare = bare.removeprefix("/v1")
+    for route in app.routes:
+        if isinstance(route, Route) and route.path != "/" and route.path in (bare, "/v1" + bare):
+            return f"; did you mean {'POST' if route.path in _POST else 'GET'} {route.path}?"
+    return ""

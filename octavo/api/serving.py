@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Coroutine
 
 from octavo import __version__
 from octavo.api.app import build_app
@@ -31,10 +32,16 @@ async def serve(
     config: EngineConfig, server_config: ServerConfig, listener: socket.socket, admin: socket.socket | None = None
 ) -> int:
     """Until a signal (0) or until the engine is gone (1)."""
-    server = Server(build_app(None, server_config), server_config)
+    app = build_app(None, server_config)
+    server = Server(app, server_config)
     stop_on_signals(server)
     url = address(server_config, listener)
     logger.info("octavo %s listens on %s; loading %s", __version__, url, config.model.model or "the default model")
+    if admin is not None:
+        logger.info("the admin port is %s", tcp_address(server_config, admin))
+    watching = (
+        in_background(app.state.keys.watch(), "the file of keys is no longer watched") if app.state.keys else None
+    )
     serving = asyncio.create_task(server.run_on(listener, admin))
     engine_life = asyncio.create_task(run_engine(config, server, server_config, url))
     try:
@@ -48,6 +55,8 @@ async def serve(
         server.stop()
         await serving
         engine_life.cancel()
+        if watching is not None:
+            watching.cancel()
         await asyncio.wait({engine_life})
 
 
@@ -63,8 +72,7 @@ async def run_engine(config: EngineConfig, server: Server, server_config: Server
         logger.info("%s is ready", engine.checkpoint.name)
         sys.stdout.write(welcome(engine, server_config, url) + "\n")
         sys.stdout.flush()
-        reporting = asyncio.create_task(report_throughput(engine))
-        reporting.add_done_callback(log_failure)
+        reporting = in_background(report_throughput(engine), "throughput is no longer logged")
         try:
             return await engine.wait_dead()
         finally:
@@ -84,10 +92,16 @@ async def report_throughput(engine: AsyncLLMEngine) -> None:
             logger.info(line)
 
 
-def log_failure(task: asyncio.Task[None]) -> None:
-    """Of a task that nobody awaits."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        logger.error("throughput is no longer logged", exc_info=error)
+def in_background(work: Coroutine[None, None, None], loss: str) -> asyncio.Task[None]:
+    """A task that nobody awaits; the log has `loss` if it fails."""
+
+    def log_failure(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error(loss, exc_info=error)
+
+    task = asyncio.create_task(work)
+    task.add_done_callback(log_failure)
+    return task
 
 
 def stop_on_signals(server: Server) -> None:
@@ -107,6 +121,10 @@ def stop_on_signals(server: Server) -> None:
 def address(config: ServerConfig, listener: socket.socket) -> str:
     if config.uds:
         return f"unix:{config.uds}"
+    return tcp_address(config, listener)
+
+
+def tcp_address(config: ServerConfig, listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     return f"{'https' if config.ssl_certfile else 'http'}://{shown}:{port}"

@@ -42,13 +42,29 @@ def test_a_server_that_cannot_generate_says_so(engine: FakeEngine | None, code: 
     assert client.post(CHAT, chat()).error["code"] == client.get("/ready").error["code"] == "shutting_down"
 
 
-@pytest.mark.parametrize("path", ["/nothing", "/v1", "/v1/", "/v1/chat/completions/", "//", "/v1/models/../live"])
+@pytest.mark.parametrize("path", ["/nothing", "/v1", "/v1/", "/chat", "//", "/v1/models/../live"])
 def test_unknown_paths(path: str) -> None:
     reply = Client().post(path, {})
     assert reply.status in (404, 405)
     assert reply.error["type"] == "invalid_request_error"
     if reply.status == 404:
         assert reply.error["message"] == f"Invalid URL (POST {path})"
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/chat/completions", "POST /v1/chat/completions"),
+        ("/v1/chat/completions/", "POST /v1/chat/completions"),
+        ("/v1/v1/completions", "POST /v1/completions"),
+        ("/models", "GET /v1/models"),
+        ("/v1/tokenize", "POST /tokenize"),
+    ],
+)
+def test_a_path_that_is_nearly_one_names_it(path: str, meant: str) -> None:
+    reply = Client().post(path, {})
+    assert reply.status == 404
+    assert reply.error["message"] == f"Invalid URL (POST {path}); did you mean {meant}?"
 
 
 def test_wrong_methods_name_the_right_one() -> None:
@@ -62,6 +78,7 @@ def test_wrong_methods_name_the_right_one() -> None:
                 assert reply.status == 405
                 assert set((reply.header("allow") or "").split(", ")) == route.methods
                 assert reply.error["type"] == "invalid_request_error"
+                assert f"it takes {reply.header('allow')}" in reply.error["message"]
         assert client.request("OPTIONS", path).status == 204
 
 

@@ -62,9 +62,9 @@ def test_a_key_is_shown_once_and_kept_only_as_a_hash(tmp_path: Path, capsys: pyt
     ("arguments", "message"),
     [
         (["alice"], "has a key named alice already"),
-        (["b\nc"], "there can be no such key"),
+        (["b\nc"], "there can be no such key: name must be 1 to 64 letters, digits and . _ @ -"),
         (["x" * 65], "there can be no such key"),
-        (["bob", "--requests-per-minute", "0"], "there can be no such key"),
+        (["bob", "--requests-per-minute", "0"], "requests_per_minute must be a whole number, at least 1"),
     ],
 )
 def test_a_key_that_cannot_be(
@@ -82,58 +82,103 @@ def test_a_key_that_cannot_be(
 
 HASH = "0" * 64
 BAD_FILES = [
-    "key = 3",
-    "[[key]",
-    "[[key]]\nname = 'a'",
-    f"[[key]]\nname = 'a'\nsha256 = '{HASH[1:]}'",
-    f"[[key]]\nname = 'a'\nsha256 = '{HASH}'\nrole = 'root'",
-    f"[[key]]\nname = 'a'\nsha256 = '{HASH}'\nreqests_per_minute = 3",
-    f"[[key]]\nname = 'a'\nsha256 = '{HASH}'\n[[key]]\nname = 'b'\nsha256 = '{HASH}'",
-    f"[[key]]\nname = 'a\\n'\nsha256 = '{HASH}'",
+    ("key = 3", "each key is a table"),
+    ("key = [3]", "key 1: it must be a table"),
+    ("[[key]", "no file of keys"),
+    ("[[keys]]\nname = 'a'", "has 'keys' in it; a file of keys has only tables [[key]]"),
+    ("[[key]]\nname = 'a'", "the key named 'a': sha256 must be 64 hexadecimal digits"),
+    (f"[[key]]\nname = 'a'\nsha256 = '{HASH[1:]}'", "sha256 must be 64 hexadecimal digits"),
+    (f"[[key]]\nname = 'a'\nsha256 = '{HASH}'\nrole = 'root'", "the key named 'a': role must be user or admin"),
+    (
+        f"[[key]]\nname = 'a'\nsha256 = '{HASH}'\nreqests_per_minute = 3",
+        "no field 'reqests_per_minute'; did you mean requests_per_minute?",
+    ),
+    (f"[[key]]\nname = 'a'\nsha256 = '{HASH}'\ntokens_per_minute = 1.5", "tokens_per_minute must be a whole number"),
+    (
+        f"[[key]]\nname = 'a'\nsha256 = '{HASH}'\n[[key]]\nname = 'b'\nsha256 = '{HASH}'",
+        "two keys have the same sha256",
+    ),
+    (f"[[key]]\nname = 'a\\n'\nsha256 = '{HASH}'", "name must be 1 to 64 letters, digits"),
+    (f"[[key]]\nsha256 = '{HASH}'", "key 1: name must be"),
 ]
 
 
-@pytest.mark.parametrize("text", BAD_FILES)
-def test_a_bad_file_is_one_line(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(("text", "message"), BAD_FILES)
+def test_a_bad_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "keys.toml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=re.escape(str(path))):
+    with pytest.raises(ConfigError, match=re.escape(str(path))) as raised:
         read(path)
+    assert message in raised.value.message
+    assert "\n" not in raised.value.message
     with pytest.raises(ConfigError, match="cannot read the keys"):
         client(tmp_path / "nothing.toml")
 
 
-def test_a_file_without_keys_lets_nobody_in(tmp_path: Path) -> None:
+def test_a_file_without_keys_lets_nobody_in_and_the_log_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "keys.toml"
     path.touch()
+    Keyring(("flag",), path)
+    assert not caplog.records
     assert client(path).post(CHAT, chat()).status == ask(client(path), "").status == 401
     assert client(path).get("/live").status == 200
+    assert {(record.levelname, "nobody can come in" in record.message) for record in caplog.records} == {
+        ("WARNING", True)
+    }
+    first = Keyring(path=path)
+    key = issue(path, "first", "user", Share()).encode()
+    first.look()
+    assert first.find(key) is not None
+
+
+def test_a_mistake_is_in_the_log_before_anybody_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "keys.toml"
+    issue(path, "alice", "user", Share())
+    keys = Keyring(path=path)
+    looks = iter(range(3))
+
+    async def sleep(seconds: float) -> None:
+        look = next(looks)
+        if look == 2:
+            raise asyncio.CancelledError
+        if look == 0:
+            path.write_text("nonsense [")
+
+    monkeypatch.setattr("octavo.api.keys.asyncio.sleep", sleep)
+    said: list[str] = []
+    monkeypatch.setattr("octavo.api.keys.logger.error", lambda text, *values: said.append(text % values))
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(keys.watch())
+    assert len(said) == 1
+    assert str(path) in said[0]
 
 
 def test_the_file_is_read_again_when_it_changes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path, clock = tmp_path / "keys.toml", Clock()
+    path = tmp_path / "keys.toml"
     alice = issue(path, "alice", "user", Share(requests_per_minute=2)).encode()
-    keys = Keyring(path=path, clock=clock)
+    keys = Keyring(path=path)
     before = keys.find(alice)
     assert before is not None
     with before.request():
         pass
     bob = issue(path, "bob", "admin", Share()).encode()
-    assert keys.find(bob) is None  # looks once a second
-    clock.now += 1
+    assert keys.find(bob) is None
+    keys.look()
     found = keys.find(bob)
     assert found is not None
     assert found.role == "admin"
     assert keys.find(alice) is before  # with what is used up
-    path.write_text("nonsense [")
-    clock.now += 1
-    assert keys.find(alice) is before
-    path.unlink()
-    clock.now += 1
-    assert keys.find(alice) is before
-    assert [record.levelname for record in caplog.records if "stay" in record.getMessage()] == ["ERROR", "ERROR"]
+    for mistake in ("nonsense [", "a = " + "[" * 100_000, "", "# all taken out\n", None):
+        path.unlink() if mistake is None else path.write_text(mistake)
+        caplog.clear()
+        keys.look()
+        keys.look()
+        assert [record.levelname for record in caplog.records if "stay" in record.getMessage()] == ["ERROR"]
+        assert keys.find(alice) is before
     issue(path, "bob", "user", Share())
-    clock.now += 1
+    keys.look()
     assert keys.find(alice) is keys.find(bob) is None  # taken back
 
 

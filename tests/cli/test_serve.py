@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,8 +17,9 @@ import pytest
 from fake_engine import FakeEngine, chat
 from fake_server import run
 
-from octavo.api import serving
-from octavo.api.server import bind
+from octavo.api import keys, serving
+from octavo.api.server import bind, bind_admin
+from octavo.api.tenants import Share
 from octavo.cli.main import main
 from octavo.config import EngineConfig, ServerConfig
 from octavo.errors import CheckpointError, EngineDead, OctavoError
@@ -72,7 +74,7 @@ def served(
         listener = bind(config)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         async with httpx.AsyncClient(base_url=url) as web:
-            server = asyncio.create_task(serving.serve(EngineConfig(), config, listener))
+            server = asyncio.create_task(serving.serve(EngineConfig(), config, listener, bind_admin(config)))
             await scenario(engine, web)
             result.append(await server)
 
@@ -238,6 +240,47 @@ def test_the_address_is_logged_at_once_and_the_model_when_it_is_ready(monkeypatc
         os.kill(os.getpid(), signal.SIGTERM)
 
     assert served(monkeypatch, scenario)[0] == 0
+
+
+def test_the_admin_port_is_announced(monkeypatch, caplog) -> None:
+    caplog.set_level("INFO", logger="octavo")
+
+    async def scenario(engine: StartedEngine, web: httpx.AsyncClient) -> None:
+        engine.loaded.set()
+        await until_ready(web)
+        found = re.search(r"the admin port is (http://127\.0\.0\.1:\d+)", caplog.text)
+        assert found is not None
+        assert (await web.get(f"{found[1]}/metrics")).status_code == 200
+        here = await web.get("/metrics")
+        assert here.status_code == 404
+        assert "answered on the admin port" in here.json()["error"]["message"]
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert served(monkeypatch, scenario, admin_port=0)[0] == 0
+
+
+def test_a_mistake_in_the_file_of_keys_is_logged_though_nobody_asks(monkeypatch, caplog, tmp_path) -> None:
+    monkeypatch.setattr(keys, "_LOOK_SECONDS", 0.001)
+    path = tmp_path / "keys.toml"
+    keys.issue(path, "alice", "user", Share())
+
+    async def scenario(engine: StartedEngine, web: httpx.AsyncClient) -> None:
+        engine.loaded.set()
+        await until_ready(web)
+        path.write_text("nonsense [")
+        while "the keys stay as they were" not in caplog.text:
+            await asyncio.sleep(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert served(monkeypatch, scenario, api_key_file=str(path))[0] == 0
+
+
+@pytest.mark.parametrize("key", ["", " "])
+def test_an_empty_key_is_refused(capsys, key) -> None:
+    assert main(["serve", "/no/such/model", "--port", "0", "--api-key", key]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("octavo: api_key must not be empty")
+    assert error.count("\n") == 1
 
 
 def test_a_failure_of_the_throughput_line_is_logged_and_ends_nothing(monkeypatch, caplog) -> None:
