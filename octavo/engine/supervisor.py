@@ -123,23 +123,35 @@ class Client(Protocol):
 
 
 class Pace:
-    """How long a step may take. floor: seconds granted to any; 0: no step ever takes too long."""
+    """How long a step may take. floor: seconds granted to any; 0: no step ever takes too long.
+
+    A large step needs less per unit of work than a small one, which reads all weights for a few tokens. So paces are
+    kept apart by size, and steps of the nearest size that is not larger speak for one that was announced.
+    """
 
     def __init__(self, floor: float) -> None:
         self._floor = floor
-        self._recent: deque[tuple[float, float]] = deque(maxlen=_RECENT_STEPS)
+        self._recent: deque[float] = deque(maxlen=_RECENT_STEPS)  # seconds
+        self._paces: dict[int, deque[float]] = {}  # seconds per unit of work, by the binary order of the work
 
     def note(self, work: float, seconds: float) -> None:
         if work:
-            self._recent.append((seconds, seconds / work))
+            self._recent.append(seconds)
+            paces = self._paces.setdefault(_size(work), deque(maxlen=_RECENT_STEPS))
+            paces.append(seconds / work)
 
     def patience(self, work: float = 0.0) -> float:
         """Seconds for the next step. work: of one that was announced."""
-        if not self._recent:
-            return max(self._floor, _MARGIN * _UNKNOWN_PACE * max(work, UNANNOUNCED_WORK))
-        slowest = max(seconds for seconds, _ in self._recent)
-        pace = max(pace for _, pace in self._recent)
-        return max(self._floor, _MARGIN * slowest, _MARGIN * pace * work)
+        slowest = max(self._recent, default=_UNKNOWN_PACE * UNANNOUNCED_WORK)
+        return max(self._floor, _MARGIN * slowest, _MARGIN * self._pace(work) * work)
+
+    def _pace(self, work: float) -> float:
+        size = max((size for size in self._paces if size <= _size(work)), default=None)
+        return _UNKNOWN_PACE if size is None else max(self._paces[size])
+
+
+def _size(work: float) -> int:
+    return int(work).bit_length()
 
 
 class Supervisor:
