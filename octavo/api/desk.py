@@ -97,7 +97,7 @@ class Desk:
     ignored: IgnoredFields = field(default_factory=IgnoredFields)
     traffic: Traffic = field(default_factory=Traffic)
     anyone: Tenant = field(default_factory=Tenant)  # whose a request without a key is, where none is needed
-    in_flight: int = 0  # accepted requests without an outcome yet
+    in_flight: int = 0  # accepted requests without an outcome yet, each prompt of a request being one
     bodies: Bodies = field(init=False)
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -124,25 +124,41 @@ class Desk:
             raise Starting("The server is still starting; try again in a moment.")
         return self.engine
 
-    def check(self, tenant: Tenant) -> None:
-        """May a request be accepted now? Raises Overloaded, EngineDead or RateLimited."""
-        scheduler = self.serving.config.scheduler
-        queue = scheduler.max_num_queued_reqs
-        if queue is not None and self.in_flight >= scheduler.max_num_seqs + queue:
-            raise Overloaded(f"{self.in_flight} requests are running or waiting already; try again later.")
-        tenant.check()
+    def check(self) -> None:
+        """May a request be accepted now? Raises Overloaded or EngineDead."""
+        self._check_room(self.serving, 1)
 
     @contextmanager
-    def accept(self, tenant: Tenant) -> Iterator[None]:
+    def accept(self) -> Iterator[None]:
         """The life of an accepted request. Raises what `check` raises."""
-        self.check(tenant)
-        self.in_flight += 1
+        self.check()
+        with self._count(1):
+            yield
+
+    @contextmanager
+    def accept_more(self, count: int) -> Iterator[None]:
+        """So many more that an accepted request turned out to be, even while the server drains. Raises Overloaded."""
+        self._check_room(self.known, count)
+        with self._count(count):
+            yield
+
+    def _check_room(self, engine: Engine, count: int) -> None:
+        scheduler = engine.config.scheduler
+        queue = scheduler.max_num_queued_reqs
+        if queue is None or self.in_flight + count <= scheduler.max_num_seqs + queue:
+            return
+        raise Overloaded(
+            f"{self.in_flight} requests are running or waiting already and {count} more do not fit; try again later."
+        )
+
+    @contextmanager
+    def _count(self, count: int) -> Iterator[None]:
+        self.in_flight += count
         self._idle.clear()
         try:
-            with tenant.request():
-                yield
+            yield
         finally:
-            self.in_flight -= 1
+            self.in_flight -= count
             if not self.in_flight:
                 self._idle.set()
 
@@ -175,3 +191,12 @@ class Call:
     async def read(self, shape: type[T], unsupported: Mapping[str, str] | None = None) -> T:
         """The body as a struct, as `decode` reads it. Raises InvalidRequest."""
         return await decode(self.body, shape, unsupported, self.desk.ignored.note)
+
+    @contextmanager
+    def running(self, prompts: int) -> Iterator[None]:
+        """While so many prompts are continued: each is a request, the first is this one. Raises as `accept` does."""
+        if prompts == 1:
+            yield
+            return
+        with self.desk.accept_more(prompts - 1), self.tenant.request(prompts - 1):
+            yield

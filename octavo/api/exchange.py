@@ -79,10 +79,11 @@ class Endpoint:
         if not self.takes_body:
             await self._answer(tenant, b"", scope, receive, answer)
             return
-        self.desk.check(tenant)  # before the body is read: a refusal costs next to nothing
-        with self.desk.bodies.receive() as grow:
+        self.desk.check()  # before the body is read: a refusal costs next to nothing
+        tenant.check()
+        with tenant.request(), self.desk.bodies.receive() as grow:
             body = await _read(scope, receive, self.desk.limits.body_bytes, grow)
-            with self.desk.accept(tenant):
+            with self.desk.accept():  # only now: who sends slowly takes no place from others, nor holds up a shutdown
                 await self._answer(tenant, body, scope, receive, answer)
 
     async def _answer(self, tenant: Tenant, body: bytes, scope: Scope, receive: Receive, answer: Answer) -> None:

@@ -68,33 +68,34 @@ class Delta:
 
 
 async def deltas(call: Call, engine: Engine, jobs: Sequence[Job]) -> AsyncGenerator[Delta, None]:
-    """Run the jobs. Raises what the engine raises; closing it aborts all of them."""
+    """Run the jobs. Raises what the engine raises, and what `Call.running` does; closing it aborts all of them."""
     tally = call.tally
     tally.prompt_tokens = sum(len(job.prompt_token_ids) for job in jobs)
-    call.tenant.spend(tally.prompt_tokens)
-    call.deadline.await_first_token()
-    opened: set[int] = set()
-    async with aclosing(merge([_outputs(call.tenant, engine, job) for job in jobs])) as outputs:
-        async for which, output in outputs:
-            call.deadline.first_token()
-            job = jobs[which]
-            if which not in opened:
-                opened.add(which)
-                tally.cached_tokens += output.num_cached_tokens
-                opening = Opening(prompt_token_ids=job.prompt_token_ids, prompt_logprobs=output.prompt_logprobs)
-                for index in range(job.n):
-                    yield Delta(index=job.first_index + index, opening=opening)
-            for part in output.outputs:
-                tally.completion_tokens += len(part.token_ids)
-                call.tenant.spend(len(part.token_ids))
-                yield Delta(
-                    index=job.first_index + part.index,
-                    text=part.text,
-                    token_ids=part.token_ids,
-                    logprobs=part.logprobs,
-                    finish_reason=part.finish_reason,
-                    stop_reason=part.stop_reason,
-                )
+    with call.running(len(jobs)):
+        call.tenant.spend(tally.prompt_tokens)
+        call.deadline.await_first_token()
+        opened: set[int] = set()
+        async with aclosing(merge([_outputs(call.tenant, engine, job) for job in jobs])) as outputs:
+            async for which, output in outputs:
+                call.deadline.first_token()
+                job = jobs[which]
+                if which not in opened:
+                    opened.add(which)
+                    tally.cached_tokens += output.num_cached_tokens
+                    opening = Opening(prompt_token_ids=job.prompt_token_ids, prompt_logprobs=output.prompt_logprobs)
+                    for index in range(job.n):
+                        yield Delta(index=job.first_index + index, opening=opening)
+                for part in output.outputs:
+                    tally.completion_tokens += len(part.token_ids)
+                    call.tenant.spend(len(part.token_ids))
+                    yield Delta(
+                        index=job.first_index + part.index,
+                        text=part.text,
+                        token_ids=part.token_ids,
+                        logprobs=part.logprobs,
+                        finish_reason=part.finish_reason,
+                        stop_reason=part.stop_reason,
+                    )
 
 
 def _outputs(tenant: Tenant, engine: Engine, job: Job) -> AsyncGenerator[RequestOutput, None]:

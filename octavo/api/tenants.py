@@ -77,9 +77,7 @@ class Tenant:
 
     def check(self) -> None:
         """May another request begin? Raises RateLimited."""
-        most = self.share.concurrent_requests
-        if most is not None and self.running >= most:
-            raise RateLimited(f"This key may have {most} requests in flight at a time.", retry_after=1)
+        self._check_running(1)
         for bucket, limit, what in (
             (self._requests, self.share.requests_per_minute, "requests"),
             (self._tokens, self.share.tokens_per_minute, "tokens"),
@@ -89,14 +87,21 @@ class Tenant:
                 raise RateLimited(message, retry_after=seconds)
 
     @contextmanager
-    def request(self) -> Iterator[None]:
-        """Count a request that `check` let pass."""
-        self._requests.spend(1)
-        self.running += 1
+    def request(self, count: int = 1) -> Iterator[None]:
+        """Count a request that `check` let pass, or those that it turned out to be besides. Raises RateLimited."""
+        self._check_running(count)
+        self._requests.spend(count)
+        self.running += count
         try:
             yield
         finally:
-            self.running -= 1
+            self.running -= count
+
+    def _check_running(self, count: int) -> None:
+        most = self.share.concurrent_requests
+        if most is not None and self.running + count > most:
+            message = f"This key may have {most} requests in flight at a time, of which each prompt is one."
+            raise RateLimited(message, retry_after=1)
 
     def spend(self, tokens: int) -> None:
         self._tokens.spend(tokens)

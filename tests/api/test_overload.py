@@ -11,6 +11,7 @@ from typing import Any
 from fake_engine import Client, FakeEngine, Reply, completion
 
 from octavo.api.limits import Limits
+from octavo.api.tenants import Share, Tenant
 from octavo.config import EngineConfig, SchedulerConfig
 
 COMPLETION = "/v1/completions"
@@ -102,6 +103,94 @@ def test_every_outcome_is_counted_once_and_under_known_names_only() -> None:
         }
 
     asyncio.run(scenario())
+
+
+def test_each_prompt_of_a_list_is_a_request_in_flight() -> None:
+    async def scenario() -> None:
+        client = Client(FakeEngine(gate=asyncio.Event(), config=SMALL))
+        desk = client.app.state.desk
+        listed, leave = await waiting(client, 1, prompt=["a", "b"])
+        while desk.in_flight < 2:
+            await asyncio.sleep(0)
+        for path, field in ((COMPLETION, {}), (COMPLETION, {"stream": True}), ("/generate", {})):
+            data = json.dumps(completion(prompt=["c", "d"], **field)).encode()
+            refused = await client.send("POST", path, data=data, headers=JSON)
+            assert (refused.status, refused.header("retry-after")) == (503, "1")
+            assert refused.error["type"] == "overloaded_error"
+        assert len(client.engine.calls) == 2, "what is refused never gets to the engine"
+        (single,), leave_too = await waiting(client, 1, n=2)
+        assert not single.done()
+        assert desk.in_flight == 3
+        leave.set()
+        leave_too.set()
+        await asyncio.gather(*listed, single)
+        assert desk.in_flight == 0
+        client.engine.gate.set()
+        data = json.dumps(completion(prompt=["a", "b", "c"])).encode()
+        assert (await client.send("POST", COMPLETION, data=data, headers=JSON)).status == 200
+
+    asyncio.run(scenario())
+
+
+def test_a_list_that_came_before_the_drain_is_served() -> None:
+    async def scenario() -> None:
+        client = Client()
+        encode = client.engine.encode
+
+        async def encode_while_draining(prompt: str, **options: Any) -> tuple[str | None, list[int]]:
+            client.app.state.desk.draining = True
+            return await encode(prompt, **options)
+
+        client.engine.encode = encode_while_draining
+        data = json.dumps(completion(prompt=["a", "b"])).encode()
+        assert (await client.send("POST", COMPLETION, data=data, headers=JSON)).status == 200
+
+    asyncio.run(scenario())
+
+
+def test_each_prompt_and_each_body_being_sent_counts_in_a_keys_share() -> None:
+    async def scenario() -> None:
+        client = Client(FakeEngine(gate=asyncio.Event()))
+        anyone = client.app.state.desk.anyone = Tenant("a", "user", Share(concurrent_requests=2, requests_per_minute=8))
+        (listed,), leave = await waiting(client, 1, prompt=["a", "b"])
+        while anyone.running < 2:
+            await asyncio.sleep(0)
+        refused = await client.send("POST", COMPLETION, data=b"{}", headers=JSON)
+        assert (refused.status, refused.error["code"]) == (429, "rate_limit_exceeded")
+        leave.set()
+        await listed
+        data = json.dumps(completion(prompt=["c", "d", "e"])).encode()
+        refused = await client.send("POST", COMPLETION, data=data, headers=JSON)
+        assert (refused.status, refused.header("retry-after")) == (429, "1")
+        assert anyone.running == client.app.state.desk.in_flight == 0
+
+        async def receive() -> dict[str, Any]:
+            await leave.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(_: dict[str, Any]) -> None:
+            raise AssertionError("nobody is there to be answered")
+
+        leave.clear()
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"100")]
+        scope = {"type": "http", "method": "POST", "path": COMPLETION, "headers": headers}
+        sending = [asyncio.create_task(client.app(dict(scope), receive, send)) for _ in range(2)]
+        while anyone.running < 2:
+            await asyncio.sleep(0)
+        assert client.app.state.desk.in_flight == 0
+        assert (await client.send("POST", COMPLETION, data=b"{}", headers=JSON)).status == 429
+        leave.set()
+        await asyncio.gather(*sending)
+        assert anyone.running == 0
+
+    asyncio.run(scenario())
+
+
+def test_prompts_count_in_the_requests_a_minute() -> None:
+    client = Client()
+    client.app.state.desk.anyone = Tenant("a", "user", Share(requests_per_minute=3))
+    assert client.post(COMPLETION, completion(["a", "b", "c"])).status == 200
+    assert client.post(COMPLETION, completion("d")).status == 429
 
 
 def test_large_bodies_share_what_there_is_for_them() -> None:
