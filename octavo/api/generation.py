@@ -71,8 +71,7 @@ async def deltas(call: Call, engine: Engine, jobs: Sequence[Job]) -> AsyncGenera
     """Run the jobs. Raises what the engine raises, and what `Call.running` does; closing it aborts all of them."""
     tally = call.tally
     tally.prompt_tokens = sum(len(job.prompt_token_ids) for job in jobs)
-    with call.running(len(jobs)):
-        call.tenant.spend(tally.prompt_tokens)
+    with call.running(len(jobs)), call.tenant.charge(tally.prompt_tokens):
         call.deadline.await_first_token()
         opened: set[int] = set()
         async with aclosing(merge([_outputs(call.tenant, engine, job) for job in jobs])) as outputs:

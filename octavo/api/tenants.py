@@ -13,7 +13,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from octavo.errors import RateLimited
+from octavo.errors import Overloaded, RateLimited
 
 Role = Literal["user", "admin"]
 Clock = Callable[[], float]
@@ -105,6 +105,16 @@ class Tenant:
 
     def spend(self, tokens: int) -> None:
         self._tokens.spend(tokens)
+
+    @contextmanager
+    def charge(self, tokens: int) -> Iterator[None]:
+        """Spend tokens on what begins now; they are given back if there turns out to be no room for it."""
+        self.spend(tokens)
+        try:
+            yield
+        except Overloaded:
+            self.spend(-tokens)
+            raise
 
     def salt(self, own: str | None) -> str | None:
         """What separates this tenant's blocks in the prefix cache from all others', and by `own` from one another."""

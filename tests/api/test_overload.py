@@ -8,11 +8,13 @@ import re
 from collections import Counter
 from typing import Any
 
+import pytest
 from fake_engine import Client, FakeEngine, Reply, completion
 
 from octavo.api.limits import Limits
 from octavo.api.tenants import Share, Tenant
 from octavo.config import EngineConfig, SchedulerConfig
+from octavo.errors import Overloaded
 
 COMPLETION = "/v1/completions"
 JSON = {"content-type": "application/json"}
@@ -191,6 +193,15 @@ def test_prompts_count_in_the_requests_a_minute() -> None:
     client.app.state.desk.anyone = Tenant("a", "user", Share(requests_per_minute=3))
     assert client.post(COMPLETION, completion(["a", "b", "c"])).status == 200
     assert client.post(COMPLETION, completion("d")).status == 429
+
+
+@pytest.mark.parametrize("prompt", ["x" * 49, ["x" * 24, "y" * 24]])
+def test_what_the_engine_refuses_costs_no_tokens(prompt: str | list[str]) -> None:
+    client = Client(FakeEngine(error=Overloaded("the queue is full")))
+    client.app.state.desk.anyone = Tenant("a", "user", Share(tokens_per_minute=50))
+    assert [client.post(COMPLETION, completion(prompt)).status for _ in range(3)] == [503, 503, 503]
+    client.engine.error = None
+    assert [client.post(COMPLETION, completion(prompt)).status for _ in range(2)] == [200, 429]
 
 
 def test_large_bodies_share_what_there_is_for_them() -> None:
