@@ -2,8 +2,11 @@
 
 After a death every request that was on the core is a suspect. Suspects board the next core one at a time, each when the
 one before has got further, so that a core which dies again names its killer. Two crashes with nothing gained in
-between, and a request is refused; a foreign SIGKILL (an operator's, or the memory killer's) proves less. Knows ids
-only: neither tokens nor processes nor time.
+between, and a request is refused; a foreign SIGKILL (an operator's, or the memory killer's) proves less.
+
+A silent request, whose progress nobody sees before its end, boards after the other suspects, and newcomers board beside
+it. If the core dies before all of those have got output, nobody is named, and its next trial is without company.
+Knows ids only: neither tokens nor processes nor time.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ class _Entry:
     suspect: bool = False  # was on a core that died, and has not got further since
     proven: bool = False  # has got further on this core
     blame: int = 0
+    apart: bool = False  # its trial ended in a death that company may have caused: the next one is without
 
 
 class Roster:
@@ -48,14 +52,21 @@ class Roster:
 
     def board(self) -> Iterator[tuple[str, bool]]:
         """The requests to be sent to the core now, and whether they were on one before. Ask after every change."""
-        while self._ashore and self._on_trial is None:
-            request_id = next(iter(self._ashore))
+        while (request_id := self._next()) is not None:
             del self._ashore[request_id]
             entry = self._entries[request_id]
             entry.aboard = True
             if entry.suspect:
                 self._on_trial = request_id
             yield request_id, entry.suspect
+
+    def _next(self) -> str | None:
+        if self._on_trial is None:
+            return next(iter(self._ashore), None)
+        on_trial = self._entries[self._on_trial]
+        if not on_trial.silent or on_trial.apart:
+            return None
+        return next((request_id for request_id in self._ashore if not self._entries[request_id].suspect), None)
 
     def advance(self, request_ids: Iterable[str]) -> None:
         """These got output."""
@@ -79,10 +90,12 @@ class Roster:
             entry = aboard[suspects[0]]
             entry.blame += weight
             guilty = suspects[0] if entry.blame >= _REFUSED else None
+        elif self._on_trial is not None:
+            aboard[self._on_trial].apart = True
         for entry in aboard.values():
             entry.aboard, entry.proven, entry.suspect = False, False, True
         self._on_trial = None
-        order = sorted(aboard, key=lambda request_id: (-aboard[request_id].blame, aboard[request_id].silent))
+        order = sorted(aboard, key=lambda request_id: (aboard[request_id].silent, -aboard[request_id].blame))
         self._ashore = dict.fromkeys([*order, *self._ashore])
         return guilty
 

@@ -92,6 +92,70 @@ def test_who_says_nothing_until_the_end_lets_the_others_pass():
     assert boarding(roster) == ["beams"]
 
 
+def roster_with_beams_on_trial(*others: str) -> Roster:
+    """After a crash for which they alone can be blamed."""
+    roster = Roster()
+    roster.add("beams", silent=True)
+    for name in others:
+        roster.add(name)
+    boarding(roster)
+    roster.advance(others)
+    assert roster.bury(CRASH) is None
+    for name in (*others, "beams"):
+        assert boarding(roster) == [name]
+        roster.advance([name] if name in others else [])
+    return roster
+
+
+def test_newcomers_do_not_wait_for_who_says_nothing_until_the_end():
+    roster = roster_with_beams_on_trial("a")
+    roster.add("new")
+    roster.add("more beams", silent=True)
+    assert list(roster.board()) == [("new", False), ("more beams", False)]
+    roster.add("newer")
+    assert boarding(roster) == ["newer"]
+
+
+def test_a_silent_killer_is_named_although_newcomers_are_beside_it():
+    roster = roster_with_beams_on_trial("a")
+    roster.add("new")
+    boarding(roster)
+    roster.advance(["new"])
+    assert roster.bury(CRASH) == "beams"
+
+
+def test_a_silent_killer_does_not_hide_behind_ever_new_company():
+    roster = roster_with_beams_on_trial("a")
+    deaths = 0
+    guilty = None
+    while guilty is None:
+        roster.add(f"new {deaths}")
+        while "beams" not in (names := boarding(roster)) and not roster.is_aboard("beams"):
+            roster.advance(names)
+        boarding(roster)
+        guilty = roster.bury(CRASH)
+        deaths += 1
+        assert deaths < 5
+    assert guilty == "beams"
+
+
+def test_a_newcomer_that_kills_is_named_not_the_silent_one_beside_it():
+    roster = roster_with_beams_on_trial()
+    roster.add("killer")
+    assert boarding(roster) == ["killer"]
+    assert roster.bury(CRASH) is None, "either may have done it"
+    assert boarding(roster) == ["killer"]
+    assert roster.bury(CRASH) is None
+    assert boarding(roster) == ["killer"]
+    assert roster.bury(CRASH) == "killer"
+    roster.end("killer")
+    assert boarding(roster) == ["beams"]
+    roster.add("new")
+    assert boarding(roster) == [], "this time alone"
+    roster.end("beams")
+    assert boarding(roster) == ["new"]
+
+
 def test_the_core_owes_only_what_is_aboard():
     roster = Roster()
     roster.add("a")
