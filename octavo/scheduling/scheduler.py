@@ -103,8 +103,10 @@ class Scheduler:
             self._end_group(group)
 
     def _check_queue(self, tokens: int) -> None:
+        """Who finds a free seat starts with the next step and does not wait."""
         most, limit = self.config.max_num_queued_reqs, self.config.max_num_queued_tokens
-        if most is not None and self._queued_requests >= most:
+        free_seats = self.config.max_num_seqs - len(self.running)
+        if most is not None and self._queued_requests >= most + free_seats:
             raise Overloaded(f"{self._queued_requests} requests are waiting already; try again later")
         if limit is not None and self._queued_tokens and self._queued_tokens + tokens > limit:
             raise Overloaded(f"{self._queued_tokens} prompt tokens are waiting already; try again later")

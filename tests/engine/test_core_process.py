@@ -91,7 +91,7 @@ def test_what_cannot_run_is_answered_and_the_rest_goes_on(line):
 
 def test_a_full_queue_refuses_with_a_hint_to_retry(line):
     link, core = line
-    core.scheduler.config = EngineConfig.of(max_num_queued_reqs=1).scheduler
+    core.scheduler.config = EngineConfig.of(max_num_queued_reqs=1, max_num_seqs=1).scheduler
     names = [str(number) for number in range(30)]
     for name in names:
         link.send(request(name, max_tokens=20))

@@ -172,13 +172,30 @@ def test_the_watermark_keeps_room_for_those_who_run():
 
 
 def test_the_queue_is_bounded():
-    scheduler = make_scheduler(max_num_queued_reqs=2)
+    scheduler = make_scheduler(max_num_queued_reqs=2, max_num_seqs=1)
+    scheduler.add(make_request("running", [1]))
+    step(scheduler, make_model())
     scheduler.add(make_request("a", [1]))
     scheduler.add(make_request("b", [1]))
     with pytest.raises(Overloaded):
         scheduler.add(make_request("c", [1]))
     scheduler.abort("a")
     scheduler.add(make_request("c", [1]))
+
+
+def test_a_burst_within_one_step_takes_the_free_seats_and_the_queue():
+    scheduler, model = make_scheduler(max_num_queued_reqs=1, max_num_seqs=3), make_model()
+    scheduler.add(make_request("running", [1]))
+    step(scheduler, model)
+    for name in ("seat", "another seat", "queue"):
+        scheduler.add(make_request(name, [1]))
+    with pytest.raises(Overloaded):
+        scheduler.add(make_request("one too many", [1]))
+    scheduler.abort("running")
+    scheduler.add(make_request("in its place", [1]))
+    step(scheduler, model)
+    with pytest.raises(Overloaded):
+        scheduler.add(make_request("one too many", [1]))
 
 
 def test_queued_tokens_are_bounded_but_one_request_always_fits():
@@ -270,7 +287,9 @@ def test_another_scheduler_goes_on_where_the_first_one_ended(steps):
 
 
 def test_resumed_requests_were_accepted_before_and_count_once():
-    scheduler = make_scheduler(max_num_queued_reqs=1)
+    scheduler, model = make_scheduler(max_num_queued_reqs=1, max_num_seqs=1), make_model()
+    scheduler.add(make_request("running", [3]))
+    step(scheduler, model)
     scheduler.add(make_request("new", [1, 2]))
     for name, known in (("unheard", []), ("heard", [Continuation(0, [5])])):
         scheduler.add(make_request(name, range(9), resumes=known))
@@ -280,8 +299,8 @@ def test_resumed_requests_were_accepted_before_and_count_once():
     scheduler.abort("unheard")
     scheduler.abort("heard", 0)  # its only sequence, before it started
     scheduler.add(make_request("newer", [1, 2]))
-    run_to_end(scheduler, make_model())
-    assert scheduler.prefix_cache.queries == 2
+    run_to_end(scheduler, model)
+    assert scheduler.prefix_cache.queries == 3
 
 
 def start(*requests: Request) -> tuple[Scheduler, Worker]:

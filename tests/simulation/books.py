@@ -105,7 +105,7 @@ class Books:
         if not 0 < length < capacity:
             self._refused[request.request_id] = "invalid"
             return
-        full = most is not None and len(self._queued) >= most
+        full = most is not None and len(self._queued) >= most + config.max_num_seqs - self._seated()
         full = full or (limit is not None and waiting > 0 and waiting + length > limit)
         if full and request.resumes is None:
             self._refused[request.request_id] = "overloaded"
@@ -113,6 +113,14 @@ class Books:
         said = {known.index: len(known.token_ids) for known in request.resumes or []}
         self._aboard[request.request_id] = Aboard(self._alone(request), said, set(said))
         self._queued[request.request_id] = length
+
+    def _seated(self) -> int:
+        """Sequences that run, but for those whose end is among the messages."""
+        return sum(map(self._lives, self._scheduler.running))
+
+    def _lives(self, sequence: Sequence) -> bool:
+        known = self._aboard.get(sequence.group.request.request_id)
+        return known is not None and (not known.forked or sequence.index in known.live)
 
     def _expect_end(self, request_id: str, index: int | None) -> None:
         known = self._aboard.get(request_id)
