@@ -52,7 +52,7 @@ class ModelConfig:
     model: str | None = _flag("folder, .gguf file or hub id; none: the embedded SmolLM2-135M-Instruct", positional=True)
     tokenizer: str | None = _flag("folder or hub id of another tokenizer")
     revision: str | None = _flag("branch, tag or commit of a hub id")
-    served_model_name: tuple[str, ...] = _flag("name or names clients may use for the model", ())
+    served_model_name: tuple[str, ...] = _flag("name that clients may use for the model", ())
     dtype: Dtype = _flag(
         "data type of weights and activations; auto: 16 bits; float32 on a CPU that cannot multiply bfloat16",
         "auto",
@@ -77,7 +77,10 @@ class CacheConfig:
 
     block_size: int = _flag("tokens in a block", 16)
     kv_cache_memory: int | None = _flag(
-        "bytes for the KV cache, such as 4GiB; default: sized from the free memory", None, quantity=True
+        "bytes for the KV cache, such as 4GiB; default: on a CPU 1GiB, or what a full context needs if that is more, "
+        "but at most half of the free memory; on a GPU what the weights leave of --gpu-memory-utilization",
+        None,
+        quantity=True,
     )
     gpu_memory_utilization: float = _flag("share of a GPU's memory to use for weights, activations and cache", 0.92)
     num_gpu_blocks_override: int | None = _flag("number of KV blocks, instead of sizing them (for tests)")
@@ -156,7 +159,11 @@ class ServerConfig:
     uds: str | None = _flag("listen on this UNIX socket instead of host and port")
     ssl_keyfile: str | None = _flag("private key of the TLS certificate")
     ssl_certfile: str | None = _flag("TLS certificate chain")
-    api_key: tuple[str, ...] = _flag("key or keys clients must send as `Authorization: Bearer KEY`", ())
+    api_key: tuple[str, ...] = _flag(
+        "key that clients must send as `Authorization: Bearer KEY`; the machine's list of processes shows it, "
+        "unlike the keys of --api-key-file",
+        (),
+    )
     api_key_file: str | None = _flag(
         "file of hashed keys with roles and limits, made by `octavo keys new`; read again when it changes"
     )
@@ -166,7 +173,7 @@ class ServerConfig:
     queue_timeout: float = _flag("most seconds from a request's arrival to its first token", 600.0)
     shutdown_timeout: float = _flag("seconds that requests in flight have to finish after SIGTERM", 30.0)
     root_path: str = _flag("path prefix that a proxy in front strips", "")
-    allowed_origins: tuple[str, ...] = _flag("web origins that may call the server from a browser", ())
+    allowed_origins: tuple[str, ...] = _flag("web origin that may call the server from a browser", ())
     log_level: Literal["debug", "info", "warning", "error"] = _flag("how much the server logs", "info")
 
     def __post_init__(self) -> None:

@@ -65,6 +65,8 @@ def _decode(body: bytes, shape: type[T], unsupported: Mapping[str, str]) -> tupl
     """The struct, and the body's top-level fields that it does not have."""
     if len(body) > JSON_ELEMENTS and sum(map(body.count, _ELEMENT_MARKS)) > JSON_ELEMENTS:
         raise InvalidRequest(f"The body has more than {JSON_ELEMENTS} commas and opening brackets.")
+    if not body.strip():
+        raise InvalidRequest(_BAD_JSON + "it is empty.")
     try:
         body.decode()
         fields = _fields_decoder.decode(body)

@@ -93,7 +93,11 @@ def _options(item: dataclasses.Field[Any], hints: dict[str, Any]) -> dict[str, A
     if get_origin(hint) is Literal:
         return {"choices": get_args(hint), "help": help_text}
     if get_origin(hint) is tuple:
-        return {"action": "append", "metavar": _placeholder(item.name), "help": f"{help_text} (may be repeated)"}
+        return {
+            "action": "append",
+            "metavar": _placeholder(item.name),
+            "help": f"{help_text} (for more, give the flag again)",
+        }
     if item.metadata.get("quantity"):
         return {"type": quantity, "metavar": "N", "help": help_text}
     if hint in _NUMBERS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from octavo.cli.flags import Parser, number
@@ -36,4 +37,5 @@ def run(options: argparse.Namespace) -> int:
 
     share = Share(**{name: getattr(options, name) for name in Share.__struct_fields__})
     print(issue(Path(options.file), options.name, options.role, share))
+    print(f"This is the only time that the key is shown; {options.file} has its hash alone.", file=sys.stderr)
     return 0

@@ -7,9 +7,12 @@ standard output and everything else to standard error, so answers can be piped.
 from __future__ import annotations
 
 import argparse
+import os
+import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 from octavo.cli.flags import Parser, add_engine_flags, engine_config, number
 from octavo.cli.leaving import leave
@@ -18,11 +21,13 @@ from octavo.errors import ConfigError
 
 USAGE = "[MODEL] [PROMPT] [flags]"
 DESCRIPTION = """\
-Answer one prompt, from the command line or a pipe, or chat when there is none.
+Answer one prompt, from the command line or a pipe, or chat when there is none. Of both, what comes through the pipe
+follows the prompt.
 
   octavo run "Why is the sky blue?"
   octavo run Qwen/Qwen2.5-0.5B-Instruct
   echo "Say hello in French." | octavo run
+  octavo run "Summarise this:" < report.txt
 
 The first word is a model if it is a file or folder, ends in .gguf, or has the form of a hub id such as org/name."""
 
@@ -48,10 +53,7 @@ def run(options: argparse.Namespace) -> int:
     configure_logging("warning")
     model, prompt = split_words(options.words)
     config = engine_config(options, model)
-    if prompt is None and not sys.stdin.isatty():
-        prompt = sys.stdin.read().rstrip("\r\n")  # the shell's line end is no part of the prompt
-        if not prompt.strip():
-            raise ConfigError("standard input is empty; give a prompt, or run in a terminal to chat")
+    prompt = read_prompt(model, prompt)
     sampling = {
         "temperature": options.temperature,
         "top_p": options.top_p,
@@ -69,6 +71,25 @@ def run(options: argparse.Namespace) -> int:
             return talk(conversation, runner, prompt)
         finally:
             runner.run(conversation.close())
+
+
+def read_prompt(model: str | None, prompt: str | None) -> str | None:
+    """The prompt and then what is piped; None: whoever sits at the terminal will say. Raises ConfigError."""
+    if sys.stdin is not None and sys.stdin.isatty():
+        return prompt
+    silent = sys.stdin is None or (prompt is not None and not brings_text(sys.stdin))
+    piped = "" if silent else sys.stdin.read().rstrip("\r\n")  # the shell's line end is no part of the prompt
+    texts = [text for text in (prompt, piped) if text and text.strip()]
+    if not texts and prompt is None:
+        read = "" if model is None else f"{model!r} was read as a model, and "
+        raise ConfigError(f"{read}standard input is empty; give a prompt, or run in a terminal to chat")
+    return "\n\n".join(texts) if texts else prompt
+
+
+def brings_text(stdin: TextIO) -> bool:
+    """Other inputs than pipes and files may be open for ever without anybody writing, such as a remote shell's."""
+    kind = os.fstat(stdin.fileno()).st_mode
+    return stat.S_ISFIFO(kind) or stat.S_ISREG(kind)
 
 
 def split_words(words: Sequence[str]) -> tuple[str | None, str | None]:

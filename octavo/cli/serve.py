@@ -15,7 +15,8 @@ Serve a model over HTTP with OpenAI's API: /v1/chat/completions, /v1/completions
 
   octavo serve                                  the embedded SmolLM2-135M-Instruct
   octavo serve Qwen/Qwen2.5-0.5B-Instruct       from the Hugging Face hub
-  octavo serve ./model.gguf --api-key SECRET    a local file, for those who know the key"""
+  octavo serve ./model.gguf --api-key-file keys.toml
+                                                a local file, for those with a key from `octavo keys new`"""
 
 
 def add_arguments(parser: Parser) -> None:

@@ -280,6 +280,7 @@ def test_a_body_that_is_no_json_object(path: str, body: bytes) -> None:
     assert reply.status == 400
     assert reply.error["type"] == "invalid_request_error"
     assert reply.error["message"].startswith("We could not parse the JSON body of your request")
+    assert ("it is empty" in reply.error["message"]) == (not body)
     assert (reply.error["param"], reply.error["code"]) == (None, None)
 
 

@@ -46,7 +46,10 @@ def test_a_key_is_shown_once_and_kept_only_as_a_hash(tmp_path: Path, capsys: pyt
     path = tmp_path / "keys.toml"
     assert main(["keys", "new", "alice", "--file", str(path), "--tokens-per-minute", "500"]) == 0
     assert main(["keys", "new", "root", "--file", str(path), "--role", "admin"]) == 0
-    alice, root = capsys.readouterr().out.split()
+    out, err = capsys.readouterr()
+    alice, root = out.split()
+    assert err.count("the only time that the key is shown") == 2
+    assert alice not in err
     assert alice != root
     assert path.stat().st_mode & 0o777 == 0o600
     assert not {alice, root, alice[7:], root[7:]} & set(re.findall(r"[\w-]+", path.read_text()))

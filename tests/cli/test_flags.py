@@ -194,7 +194,7 @@ def test_help_shows_defaults_by_group(capsys) -> None:
     assert "The paged KV cache: --block-size N tokens in a block (default: 16)" in text
     assert "--no-enable-prefix-caching reuse the KV blocks of equal prompt beginnings (default: on)" in text
     assert "and of dummy weights (default: 0)" in text
-    assert text.count("(may be repeated)") == 3
+    assert text.count("(for more, give the flag again)") == 3
 
 
 @pytest.mark.parametrize(("text", "value"), [("1.5k", 1500), ("-1", -1), ("1.0", 1), ("0.1m", 100_000), ("1.3K", 1331)])

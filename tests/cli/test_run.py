@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ from octavo import env
 from octavo.cli import conversation as module
 from octavo.cli.conversation import Conversation, talk
 from octavo.cli.flags import Parser
-from octavo.cli.run import add_arguments, split_words
+from octavo.cli.run import add_arguments, read_prompt, split_words
 from octavo.errors import ConfigError, EngineDead, InvalidRequest, Overloaded, RequestFailed
 
 
@@ -46,6 +48,41 @@ def test_a_folder_that_exists_is_a_model(tmp_path, monkeypatch) -> None:
     assert split_words(["mine"]) == ("mine", None)
     with pytest.raises(ConfigError, match="put the prompt in quotes"):
         split_words(["Why", "is", "it"])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "piped", "expected"),
+    [
+        (None, "Hi\n", "Hi"),
+        ("Sum up:", "a\nb\n", "Sum up:\n\na\nb"),
+        ("Hi", "", "Hi"),
+        ("Hi", "\n", "Hi"),
+        ("", "text", "text"),
+        ("", "", ""),
+    ],
+)
+def test_what_is_piped_follows_the_prompt(tmp_path, monkeypatch, prompt, piped, expected) -> None:
+    (tmp_path / "piped").write_text(piped)
+    with open(tmp_path / "piped") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert read_prompt(None, prompt) == expected
+
+
+def test_a_prompt_does_not_wait_for_an_input_that_nobody_ends(monkeypatch) -> None:
+    here, there = socket.socketpair()
+    with here, there, here.makefile() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        here.settimeout(0)  # reading would raise
+        assert read_prompt(None, "Hi") == "Hi"
+
+
+@pytest.mark.parametrize(("model", "read"), [("docs", "'docs' was read as a model, and "), (None, "")])
+@pytest.mark.parametrize("closed", [False, True])
+def test_nothing_to_ask_is_one_line(monkeypatch, model, read, closed) -> None:
+    with open(os.devnull) as stdin:
+        monkeypatch.setattr(sys, "stdin", None if closed else stdin)
+        with pytest.raises(ConfigError, match=f"^{read}standard input is empty; give a prompt"):
+            read_prompt(model, None)
 
 
 @pytest.fixture
