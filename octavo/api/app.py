@@ -106,20 +106,21 @@ async def _routing_error(request: Request, error: Exception) -> Response:
     shown = f"{request.method} {path[:200]}"
     allow = dict(error.headers or {})
     if error.status_code != 405:
-        return error_response(NotFound(f"Invalid URL ({shown}){_elsewhere(request.app, path)}"))
+        return error_response(NotFound(f"Invalid URL ({shown}){_elsewhere(request)}"))
     if request.method == "OPTIONS":
         return Response(status_code=204, headers=allow)
     return error_response(MethodNotAllowed(f"Invalid method for URL ({shown}); it takes {allow['Allow']}"), allow)
 
 
-def _elsewhere(app: Starlette, path: str) -> str:
+def _elsewhere(request: Request) -> str:
     """Where to look for what is not here."""
+    path = request.scope["path"].removeprefix(request.scope["root_path"])
     if path in _ADMIN:
         return "; it is answered on the admin port"
     bare = path.rstrip("/")
     while bare.startswith("/v1/"):
         bare = bare.removeprefix("/v1")
-    for route in app.routes:
+    for route in request.app.routes:
         if isinstance(route, Route) and route.path != "/" and route.path in (bare, "/v1" + bare):
             return f"; did you mean {'POST' if route.path in _POST else 'GET'} {route.path}?"
     return ""

@@ -62,9 +62,10 @@ def test_unknown_paths(path: str) -> None:
     ],
 )
 def test_a_path_that_is_nearly_one_names_it(path: str, meant: str) -> None:
-    reply = Client().post(path, {})
-    assert reply.status == 404
-    assert reply.error["message"] == f"Invalid URL (POST {path}); did you mean {meant}?"
+    for root in ("", "/llm"):
+        reply = Client().request("POST", root + path, data=b"{}", scope={"root_path": root})
+        assert reply.status == 404
+        assert reply.error["message"] == f"Invalid URL (POST {root + path}); did you mean {meant}?"
 
 
 def test_wrong_methods_name_the_right_one() -> None:
