@@ -17,6 +17,7 @@ from octavo.engine.channel import Abort, Add
 from octavo.engine.chat_template import ChatTemplate
 from octavo.engine.core import StepOutputs
 from octavo.engine.input import InputProcessor, default_sampling
+from octavo.engine.mailbox import Mailbox
 from octavo.engine.output import OutputKind, OutputProcessor
 from octavo.engine.roster import CRASH, FOREIGN_KILL, Roster
 from octavo.engine.supervisor import Core, CoreProcess, Death, Supervisor
@@ -60,7 +61,7 @@ class AsyncLLMEngine:
         self._supervisor = Supervisor(config, checkpoint, self, start_core)
         self._roster = Roster()
         self._outputs = OutputProcessor(tokenizer, self.metrics, clock)
-        self._streams: dict[str, asyncio.Queue[RequestOutput | OctavoError]] = {}
+        self._mailboxes: dict[str, Mailbox] = {}
         self._leaving: dict[str, asyncio.Event] = {}  # aborted, but the core may still speak of them
         self._loaded: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._life: asyncio.Task[None] | None = None
@@ -141,9 +142,9 @@ class AsyncLLMEngine:
         Raises InvalidRequest or ContextTooLong before anything is queued; Overloaded, RequestFailed or EngineDead.
         """
         await self.wait_ready()
-        if request_id in self._streams:
+        if request_id in self._mailboxes:
             raise InvalidRequest(f"request id {request_id!r} is in use", param="request_id")
-        stream = self._streams[request_id] = asyncio.Queue()
+        mailbox = self._mailboxes[request_id] = Mailbox(output_kind)
         try:
             if request_id in self._leaving:
                 await self._leaving[request_id].wait()
@@ -156,13 +157,11 @@ class AsyncLLMEngine:
             self._board(newcomer=request_id)
             finished = False
             while not finished:
-                news = await stream.get()
-                if isinstance(news, OctavoError):
-                    raise news
-                finished = news.finished
-                yield news
+                output = await mailbox.take()
+                finished = output.finished
+                yield output
         finally:
-            del self._streams[request_id]
+            del self._mailboxes[request_id]
             await self.abort(request_id)
 
     async def encode(self, prompt: PromptType, *, add_special_tokens: bool = True) -> tuple[str | None, list[int]]:
@@ -179,14 +178,14 @@ class AsyncLLMEngine:
         """Forget a request, wherever it is; who still waits for it gets RequestFailed."""
         self._outputs.drop(request_id)
         self._leave(request_id)
-        if (stream := self._streams.get(request_id)) is not None:
-            stream.put_nowait(RequestFailed("the request was aborted"))
+        if (mailbox := self._mailboxes.get(request_id)) is not None:
+            mailbox.fail(RequestFailed("the request was aborted"))
         self._board()
 
     async def shutdown(self, drain_seconds: float = 0.0) -> None:
         """Wait up to drain_seconds for requests in flight, then end the core."""
         deadline = asyncio.get_running_loop().time() + drain_seconds
-        while self._streams and not self.dead and asyncio.get_running_loop().time() < deadline:
+        while self._mailboxes and not self.dead and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.02)
         self._die(EngineDead("the engine is shutting down"))
         if self._life is not None:
@@ -251,8 +250,8 @@ class AsyncLLMEngine:
         for report in news.reports:
             if report.finished:
                 self._roster.end(report.request_id)
-            if (stream := self._streams.get(report.request_id)) is not None:
-                stream.put_nowait(report)
+            if (mailbox := self._mailboxes.get(report.request_id)) is not None:
+                mailbox.put(report)
         for request_id, error in news.failures.items():
             self._roster.end(request_id)
             self._fail(request_id, error)
@@ -266,8 +265,8 @@ class AsyncLLMEngine:
 
     def _fail(self, request_id: str, error: OctavoError) -> None:
         self._outputs.drop(request_id, "error")
-        if (stream := self._streams.get(request_id)) is not None:
-            stream.put_nowait(error)
+        if (mailbox := self._mailboxes.get(request_id)) is not None:
+            mailbox.fail(error)
 
     def _die(self, reason: OctavoError) -> None:
         """The first reason counts: everyone who waits hears it."""
@@ -278,7 +277,7 @@ class AsyncLLMEngine:
         if not self._loaded.done():
             self._loaded.set_exception(reason)
             self._loaded.exception()  # heard: nobody may be waiting
-        for request_id, stream in self._streams.items():
+        for request_id, mailbox in self._mailboxes.items():
             self._outputs.drop(request_id, "error")
             self._roster.end(request_id)
-            stream.put_nowait(reason)
+            mailbox.fail(reason)

@@ -170,7 +170,7 @@ class SequenceState:
         part = CompletionOutput(
             index=total.index,
             text=text,
-            token_ids=output.token_ids,
+            token_ids=list(output.token_ids),
             cumulative_logprob=total.cumulative_logprob,
             logprobs=logprobs,
             finish_reason=reason,

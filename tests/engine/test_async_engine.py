@@ -35,6 +35,7 @@ class FakeCore:
         self.sent.append(message)
 
     async def receive(self):
+        await asyncio.sleep(0)  # callers read before the next message, if they wait for one
         message = await self.says.get()
         if isinstance(message, BaseException):
             raise message
@@ -127,6 +128,24 @@ def test_outputs_carry_what_was_asked_for(kind, texts):
         stage.say(Output("r", token_ids=[68], finish_reason="length"))
         assert await answer == texts
         assert len(stage.line.sent) == 1  # nothing to abort
+
+    run(play)
+
+
+def test_a_caller_who_pauses_finds_one_output_with_everything():
+    async def play():
+        stage = Stage()
+        params = SamplingParams(temperature=0.0, max_tokens=20)
+        outputs = stage.engine.generate("AB", params, "r", output_kind="delta")
+        first = asyncio.create_task(anext(outputs))
+        await stage.request()
+        for token in range(67, 87):
+            stage.say(Output("r", token_ids=[token], finish_reason="length" if token == 86 else None))
+        texts = [(await first).outputs[0].text]
+        while stage.balance():
+            await asyncio.sleep(0)
+        texts += [output.outputs[0].text async for output in outputs]
+        assert texts == ["C", "DEFGHIJKLMNOPQRSTUV"]
 
     run(play)
 

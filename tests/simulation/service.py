@@ -314,7 +314,7 @@ class Service:
     def _check_books(self) -> None:
         engine = self._engine
         total = engine.metrics.total
-        rest = (engine._outputs.unfinished, len(engine._streams), len(engine._roster._entries))
+        rest = (engine._outputs.unfinished, len(engine._mailboxes), len(engine._roster._entries))
         demand(not any(rest), "leak", "(outputs, streams, roster) = {}", rest)
         taken, restarts = total("requests_accepted"), total("core_restarts")
         ended = sum(map(total, ("requests_completed", "requests_errored", "requests_cancelled")))
