@@ -7,6 +7,8 @@ stands in `scope["state"]["tenant"]` afterwards; the key itself goes nowhere.
 from __future__ import annotations
 
 from collections.abc import Collection
+from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -46,20 +48,56 @@ class BearerAuth:
 class KnownOrigins:
     """For a server without keys: a page that points its own name at this machine is no user of it.
 
-    To a browser such a page and the server are one origin, so CORS does not apply; but it says whose page it is.
+    To a browser such a page and the server are one origin, so CORS does not apply. But the browser says whose page it
+    is or, where the page only reads, by which name it has found the server: a name that others cannot point here.
     """
 
-    def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, origins: Collection[str], hosts: Collection[str] = ()) -> None:
         self.app = app
         self.origins = {origin.encode() for origin in origins}
+        self.hosts = {"localhost", *(host.lower() for host in hosts), *filter(None, map(_hostname, origins))}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and b"*" not in self.origins:
-            unknown = [value for name, value in scope["headers"] if name == b"origin" and value not in self.origins]
-            if unknown:
-                error = Forbidden(
-                    "Pages of this web origin may not use the server; --allowed-origins names those that may."
-                )
+            error = self._unknown_origin(scope) or self._unknown_host(scope)
+            if error is not None:
                 await error_response(error)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
+
+    def _unknown_origin(self, scope: Scope) -> Forbidden | None:
+        if all(value in self.origins for name, value in scope["headers"] if name == b"origin"):
+            return None
+        return Forbidden("Pages of this web origin may not use the server; --allowed-origins names those that may.")
+
+    def _unknown_host(self, scope: Scope) -> Forbidden | None:
+        if scope["path"].removeprefix(scope.get("root_path", "")) in OPEN_PATHS or _on_unix_socket(scope):
+            return None
+        names = [_hostname(f"//{value.decode('latin-1')}") for name, value in scope["headers"] if name == b"host"]
+        if all(name in self.hosts or _is_address(name) for name in names):
+            return None
+        return Forbidden(
+            "A server without keys answers to IP addresses and localhost, not to the name in this Host header. "
+            "To allow a name: --allowed-origins http://NAME:PORT."
+        )
+
+
+def _on_unix_socket(scope: Scope) -> bool:
+    server = scope.get("server")
+    return server is None or server[1] is None
+
+
+def _hostname(url: str) -> str:
+    """In lower case; empty if there is none."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True

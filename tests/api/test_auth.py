@@ -8,6 +8,7 @@ import pytest
 from fake_engine import Client, FakeEngine, chat
 from starlette.routing import Route
 
+from octavo.api.auth import KnownOrigins
 from octavo.config import ServerConfig
 
 KEYS = ServerConfig(api_key=("first key", "zweiter Schlüssel"))
@@ -150,3 +151,55 @@ def test_without_keys_only_known_web_pages_are_served(path: str) -> None:
         assert client.post(path, body, headers={"origin": origin}).status == 200
     keyed = Client(config=KEYS)
     assert keyed.post(path, body, headers={**rebound, **bearer("first key")}).status == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:8000", 200),
+        ("192.168.1.2", 200),
+        ("[::1]:8000", 200),
+        ("localhost:8000", 200),
+        ("LOCALHOST", 200),
+        ("a.example:8000", 200),
+        ("evil.example:8000", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("127.0.0.1@evil.example", 403),
+        ("localhost.evil.example", 403),
+        ("[::1", 403),
+        ("", 403),
+    ],
+)
+def test_without_keys_a_page_that_points_its_name_at_this_machine_cannot_read(host: str, status: int) -> None:
+    client = Client(config=ServerConfig(allowed_origins=("https://a.example",)))
+    reply = client.get("/v1/models", headers={"host": host})
+    assert reply.status == status
+    if status == 403:
+        assert reply.error["code"] == "permission_denied"
+        assert "--allowed-origins" in reply.error["message"]
+    known = {"origin": "https://a.example"}
+    assert client.post("/v1/chat/completions", chat(), headers={"host": host, **known}).status == status
+    twice = [("host", "localhost"), ("host", host)]
+    assert client.get("/v1/models", headers=twice).status == status
+
+
+def test_without_keys_a_name_that_the_flags_give_is_known() -> None:
+    client = Client(config=ServerConfig(allowed_origins=("*",)))
+    client.app = KnownOrigins(client.app, (), hosts=("The-Host",))  # type: ignore[assignment]
+    for name, status in (("the-host:8000", 200), ("localhost", 200), ("other-host", 403)):
+        assert client.get("/v1/models", headers={"host": name}).status == status
+
+
+def test_any_host_may_ask_the_probes_a_unix_socket_and_who_allows_all_or_has_keys() -> None:
+    rebound = {"host": "evil.example"}
+    client = Client()
+    assert client.get("/v1/models", headers=rebound).status == 403
+    assert [client.get(path, headers=rebound).status for path in sorted(OPEN)] == [200, 200, 200]
+    below = {"root_path": "/llm"}
+    assert client.get("/llm/live", headers=rebound, scope=below).status == 200
+    assert client.get("/llm/version", headers=rebound, scope=below).status == 403
+    for server in (("/run/octavo.sock", None), None):
+        assert client.get("/v1/models", headers=rebound, scope={"server": server}).status == 200
+    everyone = Client(config=ServerConfig(allowed_origins=("*",)))
+    assert everyone.get("/v1/models", headers=rebound).status == 200
+    assert Client(config=KEYS).get("/v1/models", headers={**rebound, **bearer("first key")}).status == 200

@@ -27,7 +27,7 @@ from octavo.config import ServerConfig
 from octavo.errors import ConfigError, RequestFailed
 
 CHAT = "/v1/chat/completions"
-HEAD = b"POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+HEAD = b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 QUICK = Limits(header_seconds=0.2, body_seconds=0.2, shutdown_seconds=1)
 
 
@@ -240,8 +240,8 @@ def test_a_slow_reader_who_does_read_gets_everything() -> None:
 BAD_REQUESTS = [
     (b"\x16\x03\x01garbage\r\n\r\n", 400, 405),
     (b"hello\r\n\r\n", 400, 405),
-    (b"FOO /live HTTP/1.1\r\nhost: x\r\n\r\n", 405, 405),
-    (b"CONNECT x:1 HTTP/1.1\r\nhost: x\r\n\r\n", 400, 405),
+    (b"FOO /live HTTP/1.1\r\nhost: localhost\r\n\r\n", 405, 405),
+    (b"CONNECT x:1 HTTP/1.1\r\nhost: localhost\r\n\r\n", 400, 405),
     (b"GET /" + b"x" * 2**20 + b" HTTP/1.1\r\n\r\n", 414, 414),
     (b"GET /live HTTP/1.1\r\n" + b"a: b\r\n" * 10_000 + b"\r\n", 431, 431),
     (b"GET /live HTTP/1.1\r\na: " + b"b" * 2**20 + b"\r\n\r\n", 431, 431),
@@ -418,7 +418,7 @@ def test_idle_connections_and_half_sent_requests_hold_up_no_shutdown() -> None:
 def test_more_connections_than_there_may_be_are_refused(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         async with serving(limits=Limits(connections=2)) as (_, port):
-            request = b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n"
+            request = b"GET /live HTTP/1.1\r\nhost: localhost\r\n\r\n"
             kept = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
             for reader, writer in kept:
                 writer.write(request)

@@ -14,13 +14,13 @@ from fake_engine import completion
 from qa_server import QaServer, serve_fake
 from target import Target, mutated
 
-_LIVE = b"GET /live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+_LIVE = b"GET /live HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
 _BODY = json.dumps(completion(max_tokens=2)).encode()
-_HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+_HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 _LENGTH = b"content-length: %d\r\n" % len(_BODY)
 _CHUNKED = b"%x\r\n%b\r\n0\r\n\r\n" % (len(_BODY), _BODY)
 _REQUESTS = [
-    b"GET /v1/models HTTP/1.1\r\nhost: x\r\naccept: */*\r\nrange: bytes=0-5\r\n\r\n",
+    b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\naccept: */*\r\nrange: bytes=0-5\r\n\r\n",
     _HEAD + _LENGTH + b"\r\n" + _BODY,
     _HEAD + b"transfer-encoding: chunked\r\ntrailer: x\r\n\r\n" + _CHUNKED,
     _HEAD + _LENGTH + b"expect: 100-continue\r\n\r\n" + _BODY,

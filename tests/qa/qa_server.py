@@ -213,7 +213,7 @@ class QaServer:
 
     def head(self, path: str, *headers: str, method: str = "POST") -> bytes:
         """The lines before a body, less the one that says how long it is."""
-        lines = [f"{method} {path} HTTP/1.1", "host: x", "connection: close", *headers]
+        lines = [f"{method} {path} HTTP/1.1", "host: localhost", "connection: close", *headers]
         if self.key is not None:
             lines.append(f"authorization: Bearer {self.key}")
         return "\r\n".join([*lines, ""]).encode("latin-1")

@@ -73,7 +73,7 @@ def test_f01_clients_leave_while_they_wait_in_the_queue(tiny_model: Path, tmp_pa
 def test_f02_silent_peers_are_probed(server: QaServer) -> None:
     """The kernel's own table says that a keepalive timer runs on the server's side of a connection."""
     with server.connect() as connection:
-        connection.sendall(b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n")
+        connection.sendall(b"GET /live HTTP/1.1\r\nhost: localhost\r\n\r\n")
         drain_until(connection, b"live")  # nothing is under way any more that another timer would cover
         ours = connection.getsockname()[1]
 
@@ -238,7 +238,7 @@ def test_f15_a_signal_with_idle_connections(tiny_model: Path, tmp_path: Path) ->
         for _ in range(5):
             idle.enter_context(server.connect())
             kept = idle.enter_context(server.connect())
-            kept.sendall(b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n")
+            kept.sendall(b"GET /live HTTP/1.1\r\nhost: localhost\r\n\r\n")
             drain_until(kept, b"live")
         assert server.stop() == 0
 
@@ -384,7 +384,7 @@ def test_f35_nobody_reads_the_log(tiny_model: Path, tmp_path: Path) -> None:
         for _ in range(1500):
             with server.connect() as connection:
                 connection.settimeout(15)
-                connection.sendall(b"GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+                connection.sendall(b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
                 assert b" 200 OK" in drain_until(connection, b"data")
     finally:
         process.kill()

@@ -36,7 +36,7 @@ def test_row_01_garbage_instead_of_http(server: QaServer, garbage: bytes) -> Non
 
 
 def test_row_02_request_line_of_a_megabyte(server: QaServer) -> None:
-    refused(server.raw(b"GET /" + b"x" * 2**20 + b" HTTP/1.1\r\nhost: x\r\n\r\n"), 414)
+    refused(server.raw(b"GET /" + b"x" * 2**20 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n"), 414)
 
 
 def test_row_03_ten_thousand_headers(server: QaServer) -> None:
@@ -162,7 +162,7 @@ def test_row_12_a_thousand_methods_nobody_knows(server: QaServer) -> None:
     """What one of them adds to the metrics, a thousand do not add to."""
 
     def unknown(method: bytes, path: bytes) -> None:
-        reply = server.raw(method + b" " + path + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        reply = server.raw(method + b" " + path + b" HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
         assert reply.status in (400, 404, 405)
         assert reply.error["type"] == "invalid_request_error"
 
@@ -207,19 +207,19 @@ def test_row_16_ten_thousand_ranges(server: QaServer) -> None:
 
 def test_row_17_pipelined_requests_are_answered_in_order(server: QaServer) -> None:
     data = b'{"prompt": "a"}'
-    first = b"POST /tokenize HTTP/1.1\r\nhost: x\r\n%b\r\ncontent-length: %d\r\n\r\n%b" % (
+    first = b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\n%b\r\ncontent-length: %d\r\n\r\n%b" % (
         JSON.encode(),
         len(data),
         data,
     )
-    raw = server.talk(first * 20 + b"GET /version HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    raw = server.talk(first * 20 + b"GET /version HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
     assert count_of(raw) == 21
     assert raw.rindex(b'"tokens"') < raw.index(b'"version"')
 
 
 def test_row_17_half_a_pipeline_then_gone(server: QaServer) -> None:
     body = json.dumps({"model": server.model, "prompt": "x", "max_tokens": 500}).encode()
-    whole = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n%b\r\ncontent-length: %d\r\n\r\n%b" % (
+    whole = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n%b\r\ncontent-length: %d\r\n\r\n%b" % (
         JSON.encode(),
         len(body),
         body,
@@ -239,7 +239,7 @@ def test_row_18_expect_100_continue_over_the_limit(server: QaServer, length: int
 @pytest.mark.parametrize("upgrade", ["websocket", "h2c", "TLS/1.0"])
 def test_row_19_upgrade_to_another_protocol(server: QaServer, upgrade: str) -> None:
     raw = server.talk(
-        b"GET /live HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: %b\r\nsec-websocket-version: 13\r\n"
+        b"GET /live HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: %b\r\nsec-websocket-version: 13\r\n"
         b"sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n" % upgrade.encode(),
         half_close=True,
     )
