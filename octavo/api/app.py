@@ -83,7 +83,9 @@ def _app(
             )
         )
     if keys is None:
-        middleware.append(Middleware(KnownOrigins, origins=config.allowed_origins))
+        middleware.append(
+            Middleware(KnownOrigins, origins=config.allowed_origins, hosts=(config.host, config.admin_host))
+        )
     else:
         middleware.append(Middleware(BearerAuth, keys=keys, root_path=config.root_path))
     routes = [

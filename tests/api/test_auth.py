@@ -8,7 +8,6 @@ import pytest
 from fake_engine import Client, FakeEngine, chat
 from starlette.routing import Route
 
-from octavo.api.auth import KnownOrigins
 from octavo.config import ServerConfig
 
 KEYS = ServerConfig(api_key=("first key", "zweiter Schlüssel"))
@@ -184,9 +183,8 @@ def test_without_keys_a_page_that_points_its_name_at_this_machine_cannot_read(ho
 
 
 def test_without_keys_a_name_that_the_flags_give_is_known() -> None:
-    client = Client(config=ServerConfig(allowed_origins=("*",)))
-    client.app = KnownOrigins(client.app, (), hosts=("The-Host",))  # type: ignore[assignment]
-    for name, status in (("the-host:8000", 200), ("localhost", 200), ("other-host", 403)):
+    client = Client(config=ServerConfig(host="The-Host", admin_host="admin-host"))
+    for name, status in (("the-host:8000", 200), ("admin-host", 200), ("localhost", 200), ("other-host", 403)):
         assert client.get("/v1/models", headers={"host": name}).status == status
 
 
