@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import suppress
 from typing import Any
 
 from msgspec import Struct
@@ -66,4 +67,9 @@ class Channel:
             raise EOFError(f"the core is gone: {error}") from None
 
     def close(self) -> None:
-        self._writer.close()
+        """At once: a core that does not read must not keep what was meant for it."""
+        self._writer.transport.abort()
+
+    async def wait_closed(self) -> None:
+        with suppress(ConnectionError):
+            await self._writer.wait_closed()

@@ -70,11 +70,12 @@ class CoreProcess:
 
     def __init__(self, module: str = "octavo.engine.core_process") -> None:
         self._process, self._connection = start(module)
+        self._channel: Channel | None = None  # owns the connection once it is there
 
     async def open(self, config: EngineConfig, checkpoint: Checkpoint) -> Channel:
-        channel = await Channel.open(self._connection)
-        channel.send(setup(config, checkpoint))
-        return channel
+        self._channel = await Channel.open(self._connection)
+        self._channel.send(setup(config, checkpoint))
+        return self._channel
 
     async def write_stack(self) -> None:
         with suppress(ProcessLookupError):
@@ -85,7 +86,11 @@ class CoreProcess:
         self._process.kill()
 
     async def end(self) -> int:
-        self._connection.close()
+        if self._channel is None:
+            self._connection.close()
+        else:
+            self._channel.close()
+            await self._channel.wait_closed()
         reaper = ThreadPoolExecutor(1)  # the loop's own threads may have minutes of callers' texts before them
         try:
             return await asyncio.get_running_loop().run_in_executor(reaper, end, self._process)
