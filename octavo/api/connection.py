@@ -30,9 +30,13 @@ _DEAD_PEER_SECONDS = 30  # how long a peer that answers nothing, not even to the
 
 
 class Connection(HttpToolsProtocol):
-    def __init__(self, *args: Any, limits: Limits, traffic: Traffic, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, limits: Limits, traffic: Traffic, peers: set[Connection], most: int, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._limits = limits
+        self._peers = peers  # the connections of this port, of which there may be so many:
+        self._most = most
         self._traffic = traffic
         self._deadline: asyncio.TimerHandle | None = None
         self._phase: Literal["idle", "head", "body"] = "idle"  # of what the client is sending
@@ -49,12 +53,14 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
+        self._peers.add(self)
         if (sock := transport.get_extra_info("socket")) is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
             _notice_dead_peers(sock)
         self._expect_by(self._limits.header_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._peers.discard(self)
         self._expect_nothing()
         self._stop_waiting_for_reader()
         self.pipeline.clear()  # nobody is there to read the answers
@@ -140,7 +146,7 @@ class Connection(HttpToolsProtocol):
             raise self._stop(405, "This is not a proxy.")
         if self.parser.should_upgrade() and self._get_upgrade() != b"h2c":
             raise self._stop(400, "This server has nothing to upgrade to.")
-        if len(self.connections) > self._limits.connections:
+        if len(self._peers) > self._most:
             raise self._stop(503, "The server has too many connections; try again later.")
         if len(self.pipeline) >= self._limits.pipelined_requests:
             # Reading has been paused, but one chunk may hold thousands, each of which becomes kilobytes.

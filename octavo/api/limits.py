@@ -21,6 +21,7 @@ class Limits:
     """Each with the status that its excess is answered with."""
 
     connections: int = 8192  # 503; fewer where the process may open fewer files
+    admin_connections: int = 64  # 503; of the admin port, besides
     url_bytes: int = 8 * 2**10  # 414
     pipelined_requests: int = 64  # the connection is closed; that wait for answers to those before them
     header_count: int = 100  # 431
@@ -72,7 +73,7 @@ TIMEOUT_SECONDS = 86400.0  # the longest `timeout` a request may ask for
 LOGGED_FIELDS = 8  # names of ignored fields in one line of the log
 LOGGED_NAME_LENGTH = 64
 
-_DESCRIPTORS_ELSEWHERE = 128  # files that are no client's: the engine's line, model files, libraries
+_DESCRIPTORS_ELSEWHERE = 128  # the engine's line, model files, libraries, the admin port's clients
 
 
 def check_product(prompts: int, n: int, param: str = "n") -> None:

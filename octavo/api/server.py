@@ -120,6 +120,7 @@ class Server(uvicorn.Server):
         admin = app.state.admin
         self._faces = [self.config] if admin is None else [self.config, self._face(admin, config)]
         self.listening = asyncio.Event()
+        self._peers: set[Connection] = set()  # on the public port
         self._full = False
 
     def _face(self, app: Starlette, config: ServerConfig) -> uvicorn.Config:
@@ -159,7 +160,11 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         loop = asyncio.get_running_loop()
         self.servers = []
-        for face, listener in zip(self._faces, sockets or (), strict=True):
+        counted: list[tuple[set[Connection], int]] = [
+            (self._peers, self._limits.connections),
+            (set(), self._limits.admin_connections),  # of its own: a crowd at one door does not close the other
+        ]
+        for face, listener, (peers, most) in zip(self._faces, sockets or (), counted, strict=False):
             if not face.loaded:
                 face.load()
             connect = functools.partial(
@@ -169,6 +174,8 @@ class Server(uvicorn.Server):
                 app_state={},
                 limits=self._limits,
                 traffic=self.desk.traffic,
+                peers=peers,
+                most=most,
             )
             self.servers.append(await loop.create_server(connect, sock=listener, ssl=face.ssl, backlog=face.backlog))
         self.started = True
@@ -176,7 +183,7 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: time to end?"""
-        full = len(self.server_state.connections) >= self._limits.connections
+        full = len(self._peers) >= self._limits.connections
         if full and not self._full:  # said when it begins, not for each that is refused
             logger.warning("%d connections are open; more are refused", self._limits.connections)
         self._full = full

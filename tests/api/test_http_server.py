@@ -418,7 +418,7 @@ def test_idle_connections_and_half_sent_requests_hold_up_no_shutdown() -> None:
 def test_more_connections_than_there_may_be_are_refused(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         async with serving(limits=Limits(connections=2)) as (_, port):
-            request = b"GET /live HTTP/1.1\r\nhost: localhost\r\n\r\n"
+            request = b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n"
             kept = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
             for reader, writer in kept:
                 writer.write(request)
@@ -432,6 +432,31 @@ def test_more_connections_than_there_may_be_are_refused(caplog: pytest.LogCaptur
             while status(await talk(port, request.replace(b"host", b"connection: close\r\nhost"))) != 200:
                 pass
             kept[1][1].close()
+
+    run(scenario)
+
+
+def test_the_admin_port_answers_while_the_other_port_is_full() -> None:
+    async def scenario() -> None:
+        config = ServerConfig(port=0, admin_port=0)
+        limits = Limits(connections=1, admin_connections=1)
+        server = Server(build_app(FakeEngine(), config, limits), config)
+        listener, admin = bind(config), bind_admin(config)
+        assert admin is not None
+        task = asyncio.create_task(server.run_on(listener, admin))
+        await server.listening.wait()
+        request = b"GET /live HTTP/1.1\r\n\r\n"
+        kept = []
+        for port in (each.getsockname()[1] for each in (listener, admin)):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            kept.append(writer)
+            writer.write(request)
+            assert status(await reader.readuntil(b"}")) == 200
+            assert status(await talk(port, request)) == 503  # each port has its own bound
+        server.stop()
+        await task
+        for writer in kept:
+            writer.close()
 
     run(scenario)
 
