@@ -77,21 +77,23 @@ class Endpoint:
         if self.for_admins and tenant.role != "admin":
             raise Forbidden("This key may not do that: it is not an administrator's.")
         if not self.takes_body:
-            await self._answer(tenant, b"", scope, receive, answer)
+            await self._answer(tenant, self._deadline(), b"", scope, receive, answer)
             return
         self.desk.check()  # before the body is read: a refusal costs next to nothing
         tenant.check()
+        deadline = self._deadline()
         with tenant.request(), self.desk.bodies.receive() as grow:
             body = await _read(scope, receive, self.desk.limits.body_bytes, grow)
             with self.desk.accept():  # only now: who sends slowly takes no place from others, nor holds up a shutdown
-                await self._answer(tenant, body, scope, receive, answer)
+                await self._answer(tenant, deadline, body, scope, receive, answer)
 
-    async def _answer(self, tenant: Tenant, body: bytes, scope: Scope, receive: Receive, answer: Answer) -> None:
-        limits = self.desk.limits
-        async with (
-            cancelled_by_disconnect(receive, answer),
-            Deadline(limits.request_seconds, limits.queue_seconds) as deadline,
-        ):
+    def _deadline(self) -> Deadline:
+        return Deadline(self.desk.limits.request_seconds, self.desk.limits.queue_seconds)
+
+    async def _answer(
+        self, tenant: Tenant, deadline: Deadline, body: bytes, scope: Scope, receive: Receive, answer: Answer
+    ) -> None:
+        async with cancelled_by_disconnect(receive, answer), deadline:
             call = Call(self.desk, tenant, deadline, scope["state"]["request_id"], body, scope.get("path_params", {}))
             response = await self.handler(call)
             await response(scope, receive, answer.send)
@@ -138,10 +140,12 @@ class Answer:
         self._desk = desk
         self.started = False
         self.complete = False
+        self._of_events = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
+            self._of_events = Headers(scope=message).get("content-type", "").startswith("text/event-stream")
             if self._desk.draining:
                 message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
         elif not message.get("more_body", False):
@@ -153,7 +157,7 @@ class Answer:
         scope["state"]["outcome"] = type(error).__name__
         if not self.started:
             await error_response(error)(scope, receive, self.send)
-        elif not self.complete:
+        elif self._of_events and not self.complete:
             await self.send(
                 {"type": "http.response.body", "body": b"data: %b\n\n" % error_body(error), "more_body": True}
             )

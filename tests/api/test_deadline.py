@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
 from fake_engine import Client, FakeEngine, chat, completion
+from starlette.types import Message
 
 from octavo.api.deadline import Deadline, QueueTimeout
 from octavo.api.limits import Limits
@@ -33,7 +35,7 @@ def test_a_request_that_takes_too_long_is_aborted(path: str, hang_after: int) ->
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
 def test_a_stream_that_takes_too_long_ends_with_an_error(path: str) -> None:
     client = Client(FakeEngine(hang_after=3))
-    reply = client.post(path, {**BODIES[path], "stream": True, "timeout": 0.02})
+    reply = client.post(path, {**BODIES[path], "stream": True, "timeout": 0.5})
     assert (reply.status, reply.complete) == (200, False)
     assert reply.events[-1]["error"]["code"] == "request_timeout"
     assert client.engine.running == set()
@@ -45,6 +47,30 @@ def test_the_servers_bound_counts_too() -> None:
         reply = client.post("/v1/completions", completion(timeout=timeout))
         assert reply.error["code"] == "request_timeout"
         assert "0.02 s" in reply.error["message"]
+
+
+def test_time_counts_while_the_body_is_on_its_way() -> None:
+    async def scenario() -> None:
+        client = Client(FakeEngine(), limits=Limits(request_seconds=0.05))
+        body = json.dumps(completion()).encode()
+        sent: list[Message] = []
+
+        async def receive() -> Message:
+            if sent:
+                return {"type": "http.disconnect"}
+            await asyncio.sleep(0.1)
+            return {"type": "http.request", "body": body}
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        headers = [(b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers}
+        await client.app(scope, receive, send)
+        assert sent[0]["status"] == 408
+        assert client.engine.running == set()
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -10,8 +10,12 @@ import sys
 import pytest
 from fake_engine import Client, FakeEngine, chat, completion
 from starlette.routing import Route
+from starlette.types import Message
 
 from octavo import __version__
+from octavo.api.desk import Desk
+from octavo.api.exchange import Answer
+from octavo.api.limits import Limits
 from octavo.errors import EngineDead, InvalidRequest, Overloaded, RequestFailed
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
@@ -159,6 +163,27 @@ def test_a_stream_that_fails_ends_with_an_error_and_no_end(error: Exception, pat
     assert last["error"]["type"] == "server_error"
     assert "secret" not in last["error"]["message"]
     assert "[DONE]" not in reply.events
+
+
+@pytest.mark.parametrize(("kind", "told"), [("text/event-stream; charset=utf-8", True), ("application/json", False)])
+def test_only_a_stream_of_events_gets_an_event_when_it_fails(kind: str, told: bool) -> None:
+    async def scenario() -> None:
+        sent: list[Message] = []
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        async def receive() -> Message:
+            raise AssertionError("nothing is read any more")
+
+        answer = Answer(send, Desk(Limits()))
+        headers = [(b"content-type", kind.encode())]
+        await answer.send({"type": "http.response.start", "status": 200, "headers": headers})
+        await answer.send({"type": "http.response.body", "body": b"{", "more_body": True})
+        await answer.fail(RequestFailed("broken"), {"state": {}}, receive)
+        assert [message["more_body"] for message in sent[1:]] == [True] * (1 + told), "cut, not ended"
+
+    asyncio.run(scenario())
 
 
 def test_an_answer_in_one_piece_that_fails_is_an_error() -> None:
