@@ -118,11 +118,13 @@ async def merge(sources: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tu
                 yield 0, item
         return
     queue: asyncio.Queue[tuple[int, T] | asyncio.Task[None] | None] = asyncio.Queue()
+    room = asyncio.Semaphore(len(sources))  # nobody runs ahead of a reader who is slow
 
     async def pump(which: int, source: AsyncGenerator[T, None]) -> None:
         try:
             async with aclosing(source):
                 async for item in source:
+                    await room.acquire()
                     queue.put_nowait((which, item))
         finally:
             queue.put_nowait(asyncio.current_task())
@@ -134,6 +136,7 @@ async def merge(sources: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tu
             entry = await queue.get()
             if isinstance(entry, tuple):
                 yield entry
+                room.release()
             elif entry is not None:
                 running -= 1
                 await entry  # raises what the source raised

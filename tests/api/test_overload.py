@@ -6,11 +6,14 @@ import asyncio
 import json
 import re
 from collections import Counter
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import pytest
 from fake_engine import Client, FakeEngine, Reply, completion
 
+from octavo.api.generation import merge
 from octavo.api.limits import Limits
 from octavo.api.tenants import Share, Tenant
 from octavo.config import EngineConfig, SchedulerConfig
@@ -202,6 +205,27 @@ def test_what_the_engine_refuses_costs_no_tokens(prompt: str | list[str]) -> Non
     assert [client.post(COMPLETION, completion(prompt)).status for _ in range(3)] == [503, 503, 503]
     client.engine.error = None
     assert [client.post(COMPLETION, completion(prompt)).status for _ in range(2)] == [200, 429]
+
+
+def test_prompts_of_a_list_do_not_run_ahead_of_a_slow_reader() -> None:
+    async def scenario() -> None:
+        made = 0
+
+        async def source() -> AsyncGenerator[int, None]:
+            nonlocal made
+            for number in range(100):
+                made += 1
+                yield number
+
+        async with aclosing(merge([source(), source()])) as merged:
+            await anext(merged)
+            for _ in range(50):
+                await asyncio.sleep(0)
+            assert made <= 4  # one that waits and one in hand, each
+            assert [item async for item in merged][-1] == (1, 99)
+            assert made == 200
+
+    asyncio.run(scenario())
 
 
 def test_large_bodies_share_what_there_is_for_them() -> None:
