@@ -55,7 +55,7 @@ class KnownOrigins:
     def __init__(self, app: ASGIApp, origins: Collection[str], hosts: Collection[str] = ()) -> None:
         self.app = app
         self.origins = {origin.encode() for origin in origins}
-        self.hosts = {"localhost", *(host.lower() for host in hosts), *filter(None, map(_hostname, origins))}
+        self.hosts = {*(host.lower() for host in hosts), *filter(None, map(_hostname, origins))}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and b"*" not in self.origins:
@@ -74,10 +74,10 @@ class KnownOrigins:
         if scope["path"].removeprefix(scope.get("root_path", "")) in OPEN_PATHS or _on_unix_socket(scope):
             return None
         names = [_hostname(f"//{value.decode('latin-1')}") for name, value in scope["headers"] if name == b"host"]
-        if all(name in self.hosts or _is_address(name) for name in names):
+        if all(name in self.hosts or _is_address(name) or _is_local(name) for name in names):
             return None
         return Forbidden(
-            "A server without keys answers to IP addresses and localhost, not to the name in this Host header. "
+            "A server without keys answers to IP addresses and local names, not to the one in this Host header. "
             "To allow a name: --allowed-origins http://NAME:PORT."
         )
 
@@ -93,6 +93,11 @@ def _hostname(url: str) -> str:
         return urlsplit(url).hostname or ""
     except ValueError:
         return ""
+
+
+def _is_local(host: str) -> bool:
+    """Whether no stranger can have such a name looked up: of a container, say, or of a machine on this network."""
+    return host != "" and ("." not in host or host.endswith((".localhost", ".local", ".internal")))
 
 
 def _is_address(host: str) -> bool:

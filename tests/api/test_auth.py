@@ -160,11 +160,15 @@ def test_without_keys_only_known_web_pages_are_served(path: str) -> None:
         ("[::1]:8000", 200),
         ("localhost:8000", 200),
         ("LOCALHOST", 200),
+        ("octavo:8000", 200),
+        ("printer.local", 200),
+        ("svc.cluster.internal:80", 200),
         ("a.example:8000", 200),
         ("evil.example:8000", 403),
         ("127.0.0.1.evil.example", 403),
         ("127.0.0.1@evil.example", 403),
         ("localhost.evil.example", 403),
+        ("evil.internal.example", 403),
         ("[::1", 403),
         ("", 403),
     ],
@@ -183,8 +187,8 @@ def test_without_keys_a_page_that_points_its_name_at_this_machine_cannot_read(ho
 
 
 def test_without_keys_a_name_that_the_flags_give_is_known() -> None:
-    client = Client(config=ServerConfig(host="The-Host", admin_host="admin-host"))
-    for name, status in (("the-host:8000", 200), ("admin-host", 200), ("localhost", 200), ("other-host", 403)):
+    client = Client(config=ServerConfig(host="The.Host", admin_host="admin.host"))
+    for name, status in (("the.host:8000", 200), ("admin.host", 200), ("localhost", 200), ("other.host", 403)):
         assert client.get("/v1/models", headers={"host": name}).status == status
 
 
