@@ -44,18 +44,19 @@ class Proxy:
             writer.transport.abort()
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, asyncio.CancelledError):  # cancelled when the weather ends
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target)
-            ends = {writer, far_writer}
-            self._open |= ends
-            try:
+        ends = {writer}
+        try:
+            with suppress(OSError, asyncio.CancelledError):  # cancelled when the weather ends
+                far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target)
+                ends.add(far_writer)
+                self._open |= ends
                 await asyncio.gather(
                     self._pass(reader, far_writer, self.up, ends), self._pass(far_reader, writer, self.down, ends)
                 )
-            finally:
-                self._open -= ends
-                for end in ends:
-                    end.close()
+        finally:
+            self._open -= ends
+            for end in ends:
+                end.close()
 
     async def _pass(
         self,
@@ -100,9 +101,11 @@ def weather(target: int, *, up: Weather = FAIR, down: Weather = FAIR) -> Iterato
         asyncio.set_event_loop(loop)
         with suppress(asyncio.CancelledError):
             loop.run_until_complete(proxy.run(ready, stopped))
-        for task in asyncio.all_tasks(loop):
+        left = asyncio.all_tasks(loop)
+        for task in left:
             task.cancel()
-        loop.run_until_complete(asyncio.sleep(0))
+        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        loop.run_until_complete(asyncio.sleep(0))  # in which transports close
         loop.close()
 
     thread = threading.Thread(target=run)
