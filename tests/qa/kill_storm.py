@@ -62,6 +62,10 @@ class Streams:
         """Events of the stream that has fewest."""
         return min(received.count(b"data: ") for received in self.received)
 
+    @property
+    def any_ended(self) -> bool:
+        return not all(thread.is_alive() for thread in self._threads)
+
     def contents(self) -> list[dict[int, Any]]:
         """What every stream said, choice by choice, once all have ended."""
         for thread in self._threads:
@@ -115,7 +119,7 @@ def storm(server: QaServer, rounds: int, kills: int, count: int, max_tokens: int
         began = time.monotonic()
         streams = Streams(server, count, max_tokens)
         kill_after = random.randrange(1, max_tokens // 2)
-        while streams.least < kill_after:
+        while streams.least < kill_after and not streams.any_ended:  # several tokens may come in one event
             time.sleep(0.001)
         victims = kill_engine(server, kills)
         contents = streams.contents()
