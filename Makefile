@@ -56,7 +56,7 @@ simulate: setup ## the core under random schedules and faults for SECONDS=60, th
 
 .PHONY: fuzz
 fuzz: setup ## requests, frames and model files with something wrong; SECONDS=600 for longer
-	@$(BIN)/python tests/fuzz/long_run.py --seconds $(or $(SECONDS),60) $(ARGS)
+	@$(BIN)/python tests/fuzz/long_run.py --seconds $(SECONDS) $(ARGS)
 
 .PHONY: check
 check: setup ## lint, formatting, types, import directions
