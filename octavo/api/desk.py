@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from octavo.api.deadline import Deadline
 from octavo.api.limits import LOGGED_FIELDS, LOGGED_NAME_LENGTH, Limits
+from octavo.api.served import Served, serve_as
 from octavo.api.tenants import Tenant
 from octavo.api.traffic import Traffic
 from octavo.api.wire import decode
@@ -124,6 +125,11 @@ class Desk:
             raise Starting("The server is still starting; try again in a moment.")
         return self.engine
 
+    @asynccontextmanager
+    async def lease(self, name: str | None) -> AsyncIterator[Served]:
+        """The model of that name, for as long as a request uses it. Raises ModelNotFound, Overloaded or EngineDead."""
+        yield serve_as(self.serving, name)
+
     def check(self) -> None:
         """May a request be accepted now? Raises Overloaded or EngineDead."""
         self._check_room(self.serving, 1)
@@ -186,11 +192,16 @@ class Call:
     request_id: str  # 32 hex digits, made by the server
     body: bytes
     path_params: dict[str, Any]
+    leases: AsyncExitStack  # closed when the answer is over
     tally: Tally = field(default_factory=Tally)
 
     async def read(self, shape: type[T], unsupported: Mapping[str, str] | None = None) -> T:
         """The body as a struct, as `decode` reads it. Raises InvalidRequest."""
         return await decode(self.body, shape, unsupported, self.desk.ignored.note)
+
+    async def model(self, name: str | None) -> Served:
+        """The model to answer with, this request's until the answer is over. Raises as `Desk.lease` does."""
+        return await self.leases.enter_async_context(self.desk.lease(name))
 
     @contextmanager
     def running(self, prompts: int) -> Iterator[None]:

@@ -12,7 +12,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from urllib.parse import quote
 
 from starlette.datastructures import Headers
@@ -93,8 +93,9 @@ class Endpoint:
     async def _answer(
         self, tenant: Tenant, deadline: Deadline, body: bytes, scope: Scope, receive: Receive, answer: Answer
     ) -> None:
-        async with cancelled_by_disconnect(receive, answer), deadline:
-            call = Call(self.desk, tenant, deadline, scope["state"]["request_id"], body, scope.get("path_params", {}))
+        request_id, path_params = scope["state"]["request_id"], scope.get("path_params", {})
+        async with cancelled_by_disconnect(receive, answer), deadline, AsyncExitStack() as leases:
+            call = Call(self.desk, tenant, deadline, request_id, body, path_params, leases)
             response = await self.handler(call)
             await response(scope, receive, answer.send)
 

@@ -33,6 +33,7 @@ PromptText = Annotated[str, Meta(min_length=1)]
 
 class GenerateRequest(SamplingFields, kw_only=True):
     prompt: PromptText | Annotated[list[PromptText], Meta(min_length=1, max_length=PROMPTS)]
+    model: str | None = None
     max_length: MaxTokens | None = None
     max_new_tokens: MaxTokens | None = None
     max_tokens: MaxTokens | None = None
@@ -47,8 +48,8 @@ class GenerateResponse(Struct, kw_only=True):
 
 
 async def generate(call: Call) -> Response:
-    engine = call.desk.serving
     request = await call.read(GenerateRequest, _UNSUPPORTED)
+    engine = (await call.model(request.model)).engine
     call.deadline.shorten(request.timeout)
     prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
     count = _count(request)

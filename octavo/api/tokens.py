@@ -10,7 +10,6 @@ from starlette.responses import Response
 
 from octavo.api import limits
 from octavo.api.desk import Call
-from octavo.api.openai.models import check_model
 from octavo.api.openai.prompts import render_chat
 from octavo.api.openai.types import CHAT_UNSUPPORTED, Messages, TemplateKwargs, TokenId
 from octavo.api.wire import json_response
@@ -51,9 +50,8 @@ class DetokenizeResponse(Struct, kw_only=True):
 
 
 async def tokenize(call: Call) -> Response:
-    engine = call.desk.serving
     request = await call.read(TokenizeRequest, _UNSUPPORTED)
-    check_model(engine, request.model)
+    engine = (await call.model(request.model)).engine
     text, special = await _text(engine, request)
     if len(text) > limits.TOKENIZED_CHARACTERS:
         param = "messages" if request.prompt is None else "prompt"
@@ -85,9 +83,8 @@ async def _text(engine: Engine, request: TokenizeRequest) -> tuple[str, bool]:
 
 
 async def detokenize(call: Call) -> Response:
-    engine = call.desk.serving
     request = await call.read(DetokenizeRequest)
-    check_model(engine, request.model)
+    engine = (await call.model(request.model)).engine
     for index, token in enumerate(request.tokens):
         if token >= engine.tokenizer.vocab_size:
             message = f"Token id {token} is outside the vocabulary of {engine.tokenizer.vocab_size}."

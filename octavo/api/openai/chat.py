@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 from octavo.api.desk import Call
 from octavo.api.generation import Delta, Job, Opening, collect, deltas
 from octavo.api.openai.logprobs import chat_logprobs, wire_prompt_logprobs
-from octavo.api.openai.models import check_model, fingerprint
+from octavo.api.openai.models import fingerprint
 from octavo.api.openai.prompts import render_chat
 from octavo.api.openai.sampling import beam_params, check_common, check_room, sampling_params
 from octavo.api.openai.types import (
@@ -29,6 +29,7 @@ from octavo.api.openai.types import (
     StreamOptions,
 )
 from octavo.api.openai.usage import usage
+from octavo.api.served import Served
 from octavo.api.stream import EventStream
 from octavo.api.wire import json_response
 from octavo.errors import InvalidRequest
@@ -37,14 +38,14 @@ from octavo.request import BeamSearchParams, Logprob, SamplingParams
 
 
 async def chat_completions(call: Call) -> ASGIApp:
-    engine = call.desk.serving
     request = await call.read(ChatRequest, CHAT_UNSUPPORTED)
     options = _check(request)
     call.deadline.shorten(request.timeout)
-    model = check_model(engine, request.model)
+    served = await call.model(request.model)
+    engine = served.engine
     try:
         job = await _job(call, engine, request)
-        answer = ChatAnswer(call, model, engine, request, options)
+        answer = ChatAnswer(call, served, request, options)
         if request.stream:
             return await EventStream.open(answer.chunks(job))
         return json_response(await answer.whole(job))
@@ -102,15 +103,15 @@ async def _job(call: Call, engine: Engine, request: ChatRequest) -> Job:
 class ChatAnswer:
     """The deltas of a job as one `ChatCompletion` or as `ChatChunk`s."""
 
-    def __init__(self, call: Call, model: str, engine: Engine, request: ChatRequest, options: StreamOptions) -> None:
+    def __init__(self, call: Call, served: Served, request: ChatRequest, options: StreamOptions) -> None:
         self.common: dict[str, Any] = {
             "id": f"chatcmpl-{call.request_id}",
             "created": int(time.time()),
-            "model": model,
-            "system_fingerprint": fingerprint(engine),
+            "model": served.name,
+            "system_fingerprint": fingerprint(served.engine),
         }
         self.call = call
-        self.engine = engine
+        self.engine = served.engine
         self.request = request
         self.options = options
 

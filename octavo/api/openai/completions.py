@@ -14,7 +14,7 @@ from octavo.api.desk import Call
 from octavo.api.generation import Delta, Job, collect, deltas
 from octavo.api.limits import check_product
 from octavo.api.openai.logprobs import Position, completion_logprobs, wire_prompt_logprobs
-from octavo.api.openai.models import check_model, fingerprint
+from octavo.api.openai.models import fingerprint
 from octavo.api.openai.prompts import split_prompts
 from octavo.api.openai.sampling import beam_params, check_common, check_room, sampling_params
 from octavo.api.openai.types import (
@@ -25,6 +25,7 @@ from octavo.api.openai.types import (
     StreamOptions,
 )
 from octavo.api.openai.usage import usage
+from octavo.api.served import Served
 from octavo.api.stream import EventStream
 from octavo.api.wire import json_response
 from octavo.errors import InvalidRequest
@@ -35,18 +36,18 @@ _DEFAULT_MAX_TOKENS = 16
 
 
 async def completions(call: Call) -> ASGIApp:
-    engine = call.desk.serving
     request = await call.read(CompletionRequest, COMPLETION_UNSUPPORTED)
     options = _check(request)
     call.deadline.shorten(request.timeout)
-    model = check_model(engine, request.model)
+    served = await call.model(request.model)
+    engine = served.engine
     prompts = split_prompts(request.prompt)
     width = max(request.n or 1, request.best_of or 1)
     check_product(len(prompts), width)
     jobs = [
         await _job(call, engine, request, prompt, width, index, len(prompts)) for index, prompt in enumerate(prompts)
     ]
-    answer = CompletionAnswer(call, model, engine, request, options, prompts)
+    answer = CompletionAnswer(call, served, request, options, prompts)
     if request.stream:
         return await EventStream.open(answer.chunks(jobs))
     return json_response(await answer.whole(jobs, width))
@@ -106,8 +107,7 @@ class CompletionAnswer:
     def __init__(
         self,
         call: Call,
-        model: str,
-        engine: Engine,
+        served: Served,
         request: CompletionRequest,
         options: StreamOptions,
         prompts: Sequence[str | list[int]],
@@ -115,11 +115,11 @@ class CompletionAnswer:
         self.common: dict[str, Any] = {
             "id": f"cmpl-{call.request_id}",
             "created": int(time.time()),
-            "model": model,
-            "system_fingerprint": fingerprint(engine),
+            "model": served.name,
+            "system_fingerprint": fingerprint(served.engine),
         }
         self.call = call
-        self.engine = engine
+        self.engine = served.engine
         self.request = request
         self.options = options
         self.prompts = prompts

@@ -1,4 +1,4 @@
-"""GET /v1/models and /v1/models/{id}, and the names under which clients may ask for the model."""
+"""GET /v1/models and /v1/models/{id}."""
 
 from __future__ import annotations
 
@@ -9,23 +9,9 @@ from starlette.responses import Response
 from octavo import __version__
 from octavo.api.desk import Call
 from octavo.api.openai.types import ModelCard, ModelList
+from octavo.api.served import serve_as, served_names
 from octavo.api.wire import json_response
-from octavo.errors import ModelNotFound
 from octavo.face import Engine
-
-
-def served_names(engine: Engine) -> tuple[str, ...]:
-    return engine.config.model.served_model_name or (engine.checkpoint.name,)
-
-
-def check_model(engine: Engine, name: str | None) -> str:
-    """The name to answer with; None asks for the only model there is. Raises ModelNotFound."""
-    names = served_names(engine)
-    if name is None:
-        return names[0]
-    if name not in names:
-        raise _not_found(name, names)
-    return name
 
 
 def fingerprint(engine: Engine) -> str:
@@ -42,14 +28,9 @@ async def list_models(call: Call) -> Response:
 
 async def retrieve_model(call: Call) -> Response:
     engine = call.desk.serving
-    return json_response(_card(call, engine, check_model(engine, call.path_params["model"])))
+    return json_response(_card(call, engine, serve_as(engine, call.path_params["model"]).name))
 
 
 def _card(call: Call, engine: Engine, name: str) -> ModelCard:
     created, length = call.desk.created, engine.max_model_len
     return ModelCard(id=name, created=created, root=engine.checkpoint.name, max_model_len=length)
-
-
-def _not_found(name: str, names: tuple[str, ...]) -> ModelNotFound:
-    shown = name if len(name) <= 64 else name[:64] + "…"
-    return ModelNotFound(f"The model {shown!r} does not exist; this server has {', '.join(names)}.", param="model")
