@@ -7,7 +7,7 @@ engine may come later (`app.state.desk.engine = engine`); until it is ready, /li
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -17,37 +17,27 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from octavo.api import generate, probes, tokens
 from octavo.api.auth import BearerAuth, KnownOrigins
 from octavo.api.desk import Desk
-from octavo.api.exchange import Endpoint, Handler, RequestLog
-from octavo.api.generate import generate
+from octavo.api.exchange import Endpoint, RequestLog
 from octavo.api.keys import Keyring
 from octavo.api.limits import Limits
-from octavo.api.openai.chat import chat_completions
-from octavo.api.openai.completions import completions
-from octavo.api.openai.models import list_models, retrieve_model
-from octavo.api.probes import live, metrics, ready, root, version
-from octavo.api.tokens import detokenize, tokenize
+from octavo.api.openai import chat, completions, models
+from octavo.api.operation import Operation
 from octavo.api.wire import error_response
 from octavo.config import ServerConfig
 from octavo.errors import InvalidRequest, NotFound
 from octavo.face import Engine
 
-_PROBES: dict[str, Handler] = {"/live": live, "/ready": ready, "/health": ready}
-_ADMIN: dict[str, Handler] = {"/metrics": metrics}
-_GET: dict[str, Handler] = {
-    "/": root,
-    "/version": version,
-    "/v1/models": list_models,
-    "/v1/models/{model:path}": retrieve_model,
-}
-_POST: dict[str, Handler] = {
-    "/v1/chat/completions": chat_completions,
-    "/v1/completions": completions,
-    "/tokenize": tokenize,
-    "/detokenize": detokenize,
-    "/generate": generate,
-}
+OPERATIONS: tuple[Operation, ...] = (
+    *probes.OPERATIONS,
+    *models.OPERATIONS,
+    *chat.OPERATIONS,
+    *completions.OPERATIONS,
+    *tokens.OPERATIONS,
+    *generate.OPERATIONS,
+)
 
 
 class MethodNotAllowed(InvalidRequest):
@@ -59,18 +49,17 @@ def build_app(engine: Engine | None, config: ServerConfig, limits: Limits | None
     desk = Desk(limits or Limits.of(config), engine, created=int(time.time()))
     keys = Keyring.of(config)
     if config.admin_port is None:
-        app = _app(desk, config, keys, _PROBES | _ADMIN | _GET, _POST)
+        app = _app(desk, config, keys, OPERATIONS)
         app.state.admin = None
     else:
-        app = _app(desk, config, keys, _PROBES | _GET, _POST)
-        app.state.admin = _app(desk, config, keys, _PROBES | _ADMIN, {})
+        app = _app(desk, config, keys, (each for each in OPERATIONS if not each.for_admins))
+        admin = (each for each in OPERATIONS if each.for_admins or each.on_both_ports)
+        app.state.admin = _app(desk, config, keys, admin)
     app.state.keys = keys
     return app
 
 
-def _app(
-    desk: Desk, config: ServerConfig, keys: Keyring | None, get: Mapping[str, Handler], post: Mapping[str, Handler]
-) -> Starlette:
+def _app(desk: Desk, config: ServerConfig, keys: Keyring | None, operations: Iterable[Operation]) -> Starlette:
     middleware = [Middleware(RequestLog, traffic=desk.traffic)]
     if config.allowed_origins:
         middleware.append(
@@ -88,14 +77,7 @@ def _app(
         )
     else:
         middleware.append(Middleware(BearerAuth, keys=keys, root_path=config.root_path))
-    routes = [
-        Route(path, Endpoint(path, handler, desk, for_admins=path in _ADMIN), methods=["GET"], name=path)
-        for path, handler in get.items()
-    ]
-    routes += [
-        Route(path, Endpoint(path, handler, desk, takes_body=True), methods=["POST"], name=path)
-        for path, handler in post.items()
-    ]
+    routes = [Route(each.path, Endpoint(each, desk), methods=[each.method], name=each.path) for each in operations]
     app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _routing_error})
     app.router.redirect_slashes = False
     app.state.desk = desk
@@ -117,12 +99,13 @@ async def _routing_error(request: Request, error: Exception) -> Response:
 def _elsewhere(request: Request) -> str:
     """Where to look for what is not here."""
     path = request.scope["path"].removeprefix(request.scope["root_path"])
-    if path in _ADMIN:
+    if any(path == operation.path for operation in OPERATIONS if operation.for_admins):
         return "; it is answered on the admin port"
     bare = path.rstrip("/")
     while bare.startswith("/v1/"):
         bare = bare.removeprefix("/v1")
     for route in request.app.routes:
         if isinstance(route, Route) and route.path != "/" and route.path in (bare, "/v1" + bare):
-            return f"; did you mean {'POST' if route.path in _POST else 'GET'} {route.path}?"
+            method = next(iter((route.methods or set()) - {"HEAD"}), "GET")
+            return f"; did you mean {method} {route.path}?"
     return ""

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from urllib.parse import quote
 
@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from octavo.api.deadline import Deadline
 from octavo.api.desk import Call, Desk, ShuttingDown
 from octavo.api.limits import too_large
+from octavo.api.operation import Operation
 from octavo.api.tenants import Tenant
 from octavo.api.traffic import Outcome, Traffic
 from octavo.api.wire import error_body, error_response
@@ -36,27 +37,19 @@ class ClientLeft(Exception):
     """The client closed its connection before the answer was complete."""
 
 
-Handler = Callable[[Call], Awaitable[ASGIApp]]
-
-
 class Endpoint:
-    """A route's ASGI app: reads the body within the limits, runs the handler, answers for its failures.
+    """An operation's ASGI app: reads the body within the limits, runs the handler, answers for its failures.
 
     What takes a body is work: it is accepted only if the desk and the tenant's share have room for it.
     """
 
-    def __init__(
-        self, path: str, handler: Handler, desk: Desk, *, takes_body: bool = False, for_admins: bool = False
-    ) -> None:
-        self.path = path
-        self.handler = handler
+    def __init__(self, operation: Operation, desk: Desk) -> None:
+        self.operation = operation
         self.desk = desk
-        self.takes_body = takes_body
-        self.for_admins = for_admins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         state = scope["state"]
-        state["path"] = self.path
+        state["path"] = self.operation.path
         answer = Answer(send, self.desk)
         try:
             await self._serve(scope, receive, answer)
@@ -74,9 +67,9 @@ class Endpoint:
 
     async def _serve(self, scope: Scope, receive: Receive, answer: Answer) -> None:
         tenant = scope["state"].get("tenant", self.desk.anyone)
-        if self.for_admins and tenant.role != "admin":
+        if self.operation.for_admins and tenant.role != "admin":
             raise Forbidden("This key may not do that: it is not an administrator's.")
-        if not self.takes_body:
+        if self.operation.takes is None:
             await self._answer(tenant, self._deadline(), b"", scope, receive, answer)
             return
         self.desk.check()  # before the body is read: a refusal costs next to nothing
@@ -96,7 +89,7 @@ class Endpoint:
         request_id, path_params = scope["state"]["request_id"], scope.get("path_params", {})
         async with cancelled_by_disconnect(receive, answer), deadline, AsyncExitStack() as leases:
             call = Call(self.desk, tenant, deadline, request_id, body, path_params, leases)
-            response = await self.handler(call)
+            response = await self.operation.handler(call)
             await response(scope, receive, answer.send)
 
 

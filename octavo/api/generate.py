@@ -21,6 +21,7 @@ from octavo.api.generation import Job, collect, deltas
 from octavo.api.limits import PROMPTS, check_product
 from octavo.api.openai.sampling import check_room, sampling_params
 from octavo.api.openai.types import COMPLETION_UNSUPPORTED, MaxTokens, SamplingFields, Sequences, Timeout
+from octavo.api.operation import Operation
 from octavo.api.wire import json_response
 from octavo.errors import InvalidRequest
 from octavo.face import Engine
@@ -88,3 +89,15 @@ def _max_tokens(request: GenerateRequest, engine: Engine, prompt_length: int) ->
         raise InvalidRequest(message, param="max_length", code="integer_below_min_value")
     check_room(engine, prompt_length, request, request.max_length - prompt_length, "max_length")
     return request.max_length - prompt_length
+
+
+OPERATIONS = (
+    Operation(
+        method="POST",
+        path="/generate",
+        handler=generate,
+        takes=GenerateRequest,
+        gives=GenerateResponse,
+        unsupported=_UNSUPPORTED,
+    ),
+)

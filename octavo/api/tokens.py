@@ -12,6 +12,7 @@ from octavo.api import limits
 from octavo.api.desk import Call
 from octavo.api.openai.prompts import render_chat
 from octavo.api.openai.types import CHAT_UNSUPPORTED, Messages, TemplateKwargs, TokenId
+from octavo.api.operation import Operation
 from octavo.api.wire import json_response
 from octavo.errors import InvalidRequest
 from octavo.face import Engine
@@ -91,3 +92,16 @@ async def detokenize(call: Call) -> Response:
             raise InvalidRequest(message, param=f"tokens[{index}]", code="integer_above_max_value")
     text = await asyncio.to_thread(engine.tokenizer.decode, request.tokens, bool(request.skip_special_tokens))
     return json_response(DetokenizeResponse(prompt=text))
+
+
+OPERATIONS = (
+    Operation(
+        method="POST",
+        path="/tokenize",
+        handler=tokenize,
+        takes=TokenizeRequest,
+        gives=TokenizeResponse,
+        unsupported=_UNSUPPORTED,
+    ),
+    Operation(method="POST", path="/detokenize", handler=detokenize, takes=DetokenizeRequest, gives=DetokenizeResponse),
+)

@@ -29,6 +29,7 @@ from octavo.api.openai.types import (
     StreamOptions,
 )
 from octavo.api.openai.usage import usage
+from octavo.api.operation import Operation
 from octavo.api.served import Served
 from octavo.api.stream import EventStream
 from octavo.api.wire import json_response
@@ -184,3 +185,16 @@ class ChatAnswer:
         if opening is not None and opening.prompt_logprobs is not None and self.request.prompt_logprobs is not None:
             fields["prompt_logprobs"] = wire_prompt_logprobs(opening.prompt_logprobs)
         return fields
+
+
+OPERATIONS = (
+    Operation(
+        method="POST",
+        path="/v1/chat/completions",
+        handler=chat_completions,
+        takes=ChatRequest,
+        gives=ChatCompletion,
+        events=ChatChunk,
+        unsupported=CHAT_UNSUPPORTED,
+    ),
+)

@@ -25,6 +25,7 @@ from octavo.api.openai.types import (
     StreamOptions,
 )
 from octavo.api.openai.usage import usage
+from octavo.api.operation import Operation
 from octavo.api.served import Served
 from octavo.api.stream import EventStream
 from octavo.api.wire import json_response
@@ -217,3 +218,16 @@ def _best(choices: list[Delta], width: int, n: int) -> list[Delta]:
 def _mean_logprob(choice: Delta) -> float:
     chosen = zip(choice.token_ids, choice.logprobs or (), strict=False)
     return sum(position[token_id].logprob for token_id, position in chosen) / max(1, len(choice.token_ids))
+
+
+OPERATIONS = (
+    Operation(
+        method="POST",
+        path="/v1/completions",
+        handler=completions,
+        takes=CompletionRequest,
+        gives=Completion,
+        events=Completion,
+        unsupported=COMPLETION_UNSUPPORTED,
+    ),
+)

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from octavo import __version__
 from octavo.api.desk import Call
 from octavo.api.openai.types import ModelCard, ModelList
+from octavo.api.operation import Operation
 from octavo.api.served import serve_as, served_names
 from octavo.api.wire import json_response
 from octavo.face import Engine
@@ -34,3 +35,9 @@ async def retrieve_model(call: Call) -> Response:
 def _card(call: Call, engine: Engine, name: str) -> ModelCard:
     created, length = call.desk.created, engine.max_model_len
     return ModelCard(id=name, created=created, root=engine.checkpoint.name, max_model_len=length)
+
+
+OPERATIONS = (
+    Operation(method="GET", path="/v1/models", handler=list_models, gives=ModelList),
+    Operation(method="GET", path="/v1/models/{model:path}", handler=retrieve_model, gives=ModelCard),
+)
