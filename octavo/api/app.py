@@ -24,13 +24,14 @@ from octavo.api.exchange import Endpoint, RequestLog
 from octavo.api.keys import Keyring
 from octavo.api.limits import Limits
 from octavo.api.openai import chat, completions, models
+from octavo.api.openapi import with_description
 from octavo.api.operation import Operation
 from octavo.api.wire import error_response
 from octavo.config import ServerConfig
 from octavo.errors import InvalidRequest, NotFound
 from octavo.face import Engine
 
-OPERATIONS: tuple[Operation, ...] = (
+_LISTED: tuple[Operation, ...] = (
     *probes.OPERATIONS,
     *models.OPERATIONS,
     *chat.OPERATIONS,
@@ -38,6 +39,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *tokens.OPERATIONS,
     *generate.OPERATIONS,
 )
+OPERATIONS = with_description(_LISTED)
 
 
 class MethodNotAllowed(InvalidRequest):
