@@ -13,6 +13,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from octavo.api import limits
 from octavo.request import MAX_LOGIT_BIAS, MAX_SEQUENCES_PER_REQUEST, FinishReason
 
+TurnFinish = FinishReason | Literal["tool_calls"]
 INT_MAX = 2**31 - 1
 Count = Annotated[int, Meta(ge=0, le=INT_MAX)]
 Sequences = Annotated[int, Meta(ge=1, le=MAX_SEQUENCES_PER_REQUEST)]
@@ -212,7 +213,7 @@ class ChatLogprobs(Struct, kw_only=True):
 
 class AssistantMessage(Struct, kw_only=True):
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
 
 
@@ -220,7 +221,7 @@ class ChatChoice(Struct, kw_only=True):
     index: int
     message: AssistantMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: TurnFinish | None
     stop_reason: int | str | None
     token_ids: list[int] | UnsetType = UNSET
 
@@ -246,7 +247,7 @@ class ChatChunkChoice(Struct, kw_only=True):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason | None = None
+    finish_reason: TurnFinish | None = None
     stop_reason: int | str | UnsetType | None = UNSET
     token_ids: list[int] | UnsetType = UNSET
 
