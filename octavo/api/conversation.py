@@ -21,6 +21,7 @@ from octavo.errors import InvalidRequest
 from octavo.face import Engine
 from octavo.request import BeamSearchParams, Logprob, SamplingParams
 
+
 @dataclass(slots=True, kw_only=True)
 class ToolCallPart:
     """What is new in one tool call. Its first part has the id and the name, with or without arguments."""
@@ -119,7 +120,7 @@ class Turn:
         return cls(call, request, served.name, served.engine, job)
 
     async def parts(self) -> AsyncGenerator[Part, None]:
-        """The answer as it comes, all choices interleaved. Raises what the engine raises; closing it aborts the turn."""
+        """The answer as it comes, all choices interleaved. Raises what the engine does; closing it aborts the turn."""
         with _field_names(self.request):
             async with aclosing(deltas(self.call, self.engine, [self.job])) as source:
                 async for delta in source:
