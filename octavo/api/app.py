@@ -20,13 +20,13 @@ from starlette.routing import Route
 from octavo.api import generate, probes, tokens
 from octavo.api.auth import BearerAuth, KnownOrigins
 from octavo.api.desk import Desk
+from octavo.api.dialect import error_response
 from octavo.api.exchange import Endpoint, RequestLog
 from octavo.api.keys import Keyring
 from octavo.api.limits import Limits
 from octavo.api.openai import chat, completions, models
 from octavo.api.openapi import with_description
 from octavo.api.operation import Operation
-from octavo.api.wire import error_response
 from octavo.config import ServerConfig
 from octavo.errors import InvalidRequest, NotFound
 from octavo.face import Engine
@@ -92,10 +92,11 @@ async def _routing_error(request: Request, error: Exception) -> Response:
     shown = f"{request.method} {path[:200]}"
     allow = dict(error.headers or {})
     if error.status_code != 405:
-        return error_response(NotFound(f"Invalid URL ({shown}){_elsewhere(request)}"))
+        return error_response(NotFound(f"Invalid URL ({shown}){_elsewhere(request)}"), request.scope)
     if request.method == "OPTIONS":
         return Response(status_code=204, headers=allow)
-    return error_response(MethodNotAllowed(f"Invalid method for URL ({shown}); it takes {allow['Allow']}"), allow)
+    message = f"Invalid method for URL ({shown}); it takes {allow['Allow']}"
+    return error_response(MethodNotAllowed(message), request.scope, allow)
 
 
 def _elsewhere(request: Request) -> str:

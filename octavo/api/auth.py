@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from octavo.api.dialect import error_response
 from octavo.api.keys import Keyring
 from octavo.api.tenants import Tenant
-from octavo.api.wire import error_response
 from octavo.errors import Forbidden, Unauthorized
 
 OPEN_PATHS = ("/live", "/ready", "/health")
@@ -31,18 +31,24 @@ class BearerAuth:
             tenant = self._tenant(scope)
             if tenant is None:
                 error = Unauthorized("Missing or wrong API key. Send it in the header `Authorization: Bearer KEY`.")
-                await error_response(error)(scope, receive, send)
+                await error_response(error, scope)(scope, receive, send)
                 return
             scope["state"]["tenant"] = tenant
         await self.app(scope, receive, send)
 
     def _tenant(self, scope: Scope) -> Tenant | None:
-        values = [value for name, value in scope["headers"] if name == b"authorization"]
-        if len(values) != 1:
-            return None
-        scheme, _, key = values[0].partition(b" ")
-        tenant = self.keys.find(key.strip())
-        return tenant if scheme.lower() == b"bearer" and key.strip() else None
+        key = _key(scope)
+        return self.keys.find(key) if key else None
+
+
+def _key(scope: Scope) -> bytes:
+    """The key that a request shows, as a bearer's or, as Anthropic's clients do, by itself; empty unless it is one."""
+    bearers = [value for name, value in scope["headers"] if name == b"authorization"]
+    shown = bearers or [b"bearer " + value for name, value in scope["headers"] if name == b"x-api-key"]
+    if len(shown) != 1:
+        return b""
+    scheme, _, key = shown[0].partition(b" ")
+    return bytes(key.strip()) if scheme.lower() == b"bearer" else b""
 
 
 class KnownOrigins:
@@ -61,7 +67,7 @@ class KnownOrigins:
         if scope["type"] == "http" and b"*" not in self.origins:
             error = self._unknown_origin(scope) or self._unknown_host(scope)
             if error is not None:
-                await error_response(error)(scope, receive, send)
+                await error_response(error, scope)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 

@@ -15,11 +15,12 @@ from http import HTTPStatus
 from typing import Any, Literal
 
 import httptools
+import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from octavo.api.limits import Limits
 from octavo.api.traffic import Traffic
-from octavo.api.wire import error_body
+from octavo.api.wire import openai_error
 from octavo.errors import InvalidRequest, Overloaded
 
 logger = logging.getLogger("octavo.api")
@@ -227,7 +228,7 @@ class Connection(HttpToolsProtocol):
 
 def _response(status: int, message: str) -> bytes:
     error = Overloaded(message) if status == Overloaded.status else InvalidRequest(message)
-    body = error_body(error)
+    body = msgspec.json.encode(openai_error(error))  # whose path is not known yet
     head = (
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
         f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"

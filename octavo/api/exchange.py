@@ -20,11 +20,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo.api.deadline import Deadline
 from octavo.api.desk import Call, Desk, ShuttingDown
+from octavo.api.dialect import error_event, error_response
 from octavo.api.limits import too_large
 from octavo.api.operation import Operation
+from octavo.api.stream import STREAMED
 from octavo.api.tenants import Tenant
 from octavo.api.traffic import Outcome, Traffic
-from octavo.api.wire import error_body, error_response
 from octavo.errors import Forbidden, InvalidRequest, OctavoError, UnsupportedMedia
 
 logger = logging.getLogger("octavo.api")
@@ -139,7 +140,7 @@ class Answer:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
-            self._of_events = Headers(scope=message).get("content-type", "").startswith("text/event-stream")
+            self._of_events = Headers(scope=message).get("content-type", "").startswith(STREAMED)
             if self._desk.draining:
                 message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
         elif not message.get("more_body", False):
@@ -150,11 +151,9 @@ class Answer:
         """Tell the client; a started answer is left without its final chunk, so the server cuts the connection."""
         scope["state"]["outcome"] = type(error).__name__
         if not self.started:
-            await error_response(error)(scope, receive, self.send)
+            await error_response(error, scope)(scope, receive, self.send)
         elif self._of_events and not self.complete:
-            await self.send(
-                {"type": "http.response.body", "body": b"data: %b\n\n" % error_body(error), "more_body": True}
-            )
+            await self.send({"type": "http.response.body", "body": error_event(error, scope), "more_body": True})
 
 
 @asynccontextmanager

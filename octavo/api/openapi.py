@@ -16,8 +16,9 @@ from starlette.responses import Response
 
 from octavo import __version__
 from octavo.api.desk import Call
+from octavo.api.dialect import dialect_of
 from octavo.api.operation import Operation
-from octavo.api.wire import ErrorBody, json_response
+from octavo.api.wire import json_response
 
 _REFERENCE = "#/components/schemas/{name}"
 _PARAMETER = re.compile(r"\{(\w+)(?::path)?\}")
@@ -49,7 +50,8 @@ def with_description(operations: Sequence[Operation]) -> tuple[Operation, ...]:
 def document(operations: Sequence[Operation]) -> dict[str, Any]:
     """The OpenAPI document of these operations."""
     shapes = [shape for each in operations for shape in (each.takes, each.gives, each.events) if shape is not None]
-    unique = list(dict.fromkeys([*shapes, ErrorBody]))
+    errors = [dialect_of(each.path).error_type for each in operations]
+    unique = list(dict.fromkeys([*shapes, *errors]))
     schemas, components = msgspec.json.schema_components(unique, ref_template=_REFERENCE)
     schema_of = dict(zip(unique, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
@@ -72,7 +74,7 @@ def _operation(each: Operation, schema_of: dict[Any, Any]) -> dict[str, Any]:
     described: dict[str, Any] = {
         "operationId": f"{each.method.lower()}{re.sub(r'[^a-z0-9]+', '_', each.path.lower())}".rstrip("_"),
         "summary": (inspect.getdoc(each.handler) or each.path).partition("\n")[0],
-        "responses": {"200": _answer(each, schema_of), **_errors(each, schema_of[ErrorBody])},
+        "responses": {"200": _answer(each, schema_of), **_errors(each, schema_of[dialect_of(each.path).error_type])},
     }
     parameters = [_path_parameter(name) for name in _PARAMETER.findall(each.path)]
     if parameters:
@@ -88,7 +90,8 @@ def _answer(each: Operation, schema_of: dict[Any, Any]) -> dict[str, Any]:
     if each.gives is not None:
         content["application/json"] = {"schema": schema_of[each.gives]}
     if each.events is not None:
-        content["text/event-stream"] = {"schema": {"type": "string"}, "x-event": schema_of[each.events]}
+        kind = dialect_of(each.path).framing.media_type.partition(";")[0]
+        content[kind] = {"schema": {"type": "string"}, "x-event": schema_of[each.events]}
     if not content:
         content["text/plain"] = {"schema": {"type": "string"}}
     return {"description": "The answer.", "content": content}

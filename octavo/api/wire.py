@@ -1,4 +1,4 @@
-"""Bytes ⇄ structs: JSON bodies in, JSON answers and errors out, in the shapes that OpenAI's clients expect.
+"""Bytes ⇄ structs: JSON bodies in, JSON answers out, and errors in the shape that OpenAI's clients expect.
 
 Every mistake in a body becomes an `InvalidRequest` whose `param` is the dotted path of the field and whose message
 says what was expected. Knows nothing of routes, engines or what the fields mean.
@@ -15,7 +15,7 @@ import msgspec
 from starlette.responses import Response
 
 from octavo.api.limits import JSON_ELEMENTS, JSON_TOP_LEVEL_FIELDS
-from octavo.errors import InvalidRequest, OctavoError, RequestTimeout, Unauthorized
+from octavo.errors import InvalidRequest, OctavoError
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -149,20 +149,8 @@ class ErrorBody(msgspec.Struct):
     error: ErrorDetail
 
 
-def error_body(error: OctavoError) -> bytes:
-    detail = ErrorDetail(message=error.message, type=error.type, param=error.param, code=error.code)
-    return msgspec.json.encode(ErrorBody(error=detail))
-
-
-def error_response(error: OctavoError, headers: Mapping[str, str] | None = None) -> Response:
-    extra = dict(headers or {})
-    if error.retry_after is not None:
-        extra["retry-after"] = str(error.retry_after)
-    if isinstance(error, RequestTimeout):
-        extra["x-should-retry"] = "false"  # OpenAI's clients would send again what has used up its time
-    if isinstance(error, Unauthorized):
-        extra["www-authenticate"] = "Bearer"
-    return Response(error_body(error), error.status, extra, media_type="application/json")
+def openai_error(error: OctavoError) -> ErrorBody:
+    return ErrorBody(error=ErrorDetail(message=error.message, type=error.type, param=error.param, code=error.code))
 
 
 def json_response(value: Any) -> Response:

@@ -70,6 +70,7 @@ def test_each_key_works() -> None:
             ).status
             == 200
         )
+        assert client.get("/version", headers={"x-api-key": key.encode().decode("latin-1")}).status == 200
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,11 @@ def test_each_key_works() -> None:
         [("authorization", "Bearer " + "x" * 1_000_000)],
         [("authorization", "Bearer \xff\xfe")],
         [("authorization", "Bearer ' OR pg_sleep(8)--")],
-        [("x-api-key", "first key")],
+        [("x-api-key", "first ke")],
+        [("x-api-key", "")],
+        [("x-api-key", "Bearer first key")],
+        [("x-api-key", "first key"), ("x-api-key", "first key")],
+        [("x-api-key", "first key"), ("authorization", "Bearer wrong")],
     ],
 )
 def test_all_wrong_keys_look_alike(headers: list[tuple[str, str]]) -> None:

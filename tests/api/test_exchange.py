@@ -165,8 +165,17 @@ def test_a_stream_that_fails_ends_with_an_error_and_no_end(error: Exception, pat
     assert "[DONE]" not in reply.events
 
 
-@pytest.mark.parametrize(("kind", "told"), [("text/event-stream; charset=utf-8", True), ("application/json", False)])
-def test_only_a_stream_of_events_gets_an_event_when_it_fails(kind: str, told: bool) -> None:
+@pytest.mark.parametrize(
+    ("path", "kind", "told"),
+    [
+        ("/v1/completions", "text/event-stream; charset=utf-8", b'data: {"error":{"message":"broken",'),
+        ("/v1/messages", "text/event-stream; charset=utf-8", b'event: error\ndata: {"type":"error","error":{'),
+        ("/api/chat", "application/x-ndjson", b'{"error":"broken"}\n'),
+        ("/v1/completions", "application/json", None),
+        ("/v1/messages", "application/json", None),
+    ],
+)
+def test_only_a_stream_of_events_gets_an_event_when_it_fails(path: str, kind: str, told: bytes | None) -> None:
     async def scenario() -> None:
         sent: list[Message] = []
 
@@ -180,8 +189,9 @@ def test_only_a_stream_of_events_gets_an_event_when_it_fails(kind: str, told: bo
         headers = [(b"content-type", kind.encode())]
         await answer.send({"type": "http.response.start", "status": 200, "headers": headers})
         await answer.send({"type": "http.response.body", "body": b"{", "more_body": True})
-        await answer.fail(RequestFailed("broken"), {"state": {}}, receive)
-        assert [message["more_body"] for message in sent[1:]] == [True] * (1 + told), "cut, not ended"
+        await answer.fail(RequestFailed("broken"), {"state": {}, "path": path}, receive)
+        assert [message["more_body"] for message in sent[1:]] == [True] * (1 + bool(told)), "cut, not ended"
+        assert told is None or sent[-1]["body"].startswith(told)
 
     asyncio.run(scenario())
 

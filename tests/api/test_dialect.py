@@ -1,0 +1,58 @@
+"""Each path says what went wrong in the words of its clients, whether or not there is such a path."""
+
+from __future__ import annotations
+
+import pytest
+from fake_engine import Client, FakeEngine
+
+from octavo.config import ServerConfig
+
+KEYS = ServerConfig(api_key=("key",))
+
+
+def message(path: str, body: dict) -> str:
+    """The error's message, which stands where this path's clients look for it."""
+    if path.startswith("/api/"):
+        assert body.keys() == {"error"}
+        return body["error"]
+    if path.startswith("/v1/messages"):
+        assert body.keys() == {"type", "error"}
+        assert body["type"] == "error"
+        assert body["error"].keys() == {"type", "message"}
+    else:
+        assert body.keys() == {"error"}
+        assert body["error"].keys() == {"message", "type", "param", "code"}
+    return body["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions"])
+def test_errors_have_the_shape_of_their_path(path: str) -> None:
+    replies = {
+        400: Client().post(path, b"{"),
+        401: Client(config=KEYS).post(path, {}),
+        405: Client().request("DELETE", path),
+        415: Client().request("POST", path, headers={"content-type": "text/plain"}),
+        503: Client(engine=FakeEngine(ready=False)).post(path, {}),
+    }
+    for status, reply in replies.items():
+        assert reply.status == status
+        assert message(path, reply.json)
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/v1/messages/batches", "/api/blobs/sha256:0"])
+def test_paths_that_do_not_exist(path: str) -> None:
+    reply = Client().post(path, {})
+    assert reply.status == 404
+    assert path in message(path, reply.json)
+
+
+def test_a_root_path_belongs_to_no_dialect() -> None:
+    reply = Client(config=ServerConfig(root_path="/api")).request("GET", "/api/nothing", scope={"root_path": "/api"})
+    assert message("/nothing", reply.json)
+
+
+@pytest.mark.parametrize(("status", "kind"), [(401, "authentication_error"), (404, "not_found_error")])
+def test_anthropics_types_follow_the_status(status: int, kind: str) -> None:
+    path = {404: "/v1/messages/none"}.get(status, "/v1/messages")
+    reply = Client(config=KEYS).post(path, {}, headers={} if status == 401 else {"x-api-key": "key"})
+    assert (reply.status, reply.json["error"]["type"]) == (status, kind)
