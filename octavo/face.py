@@ -1,12 +1,17 @@
-"""An engine as those who talk to it see it: the part of `AsyncLLMEngine` that the HTTP door and the terminal use.
+"""An engine, and the models of a server, as those who talk to them see them.
 
-Protocols, so that neither needs the real engine to be tested, and naming one loads none.
+Protocols, so that the HTTP door and the terminal need neither real engines nor a real repository to be tested, and
+naming one loads none.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
+
+from msgspec import Struct
 
 from octavo.config import EngineConfig
 from octavo.request import BeamSearchParams, PromptType, RequestOutput, SamplingParams
@@ -84,3 +89,70 @@ class Engine(Protocol):
     ) -> AsyncIterator[RequestOutput]: ...
 
     async def shutdown(self) -> None: ...
+
+
+#: Of a version of a model. declared: not loaded, but can be; draining: its last requests are running.
+State = Literal["declared", "loading", "ready", "draining", "failed"]
+
+
+class VersionCard(Struct, kw_only=True):
+    """A version of a model as clients may know it."""
+
+    version: int
+    state: State
+    labels: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """A name that clients may use, and what is known of the model behind it."""
+
+    name: str
+    state: State
+    version: int  # that a request of this name gets now
+    versions: list[VersionCard]
+    root: str  # the checkpoint's name
+    max_model_len: int | None  # known once a version has been loaded
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A model as a request meets it."""
+
+    name: str  # to answer with
+    engine: Engine
+
+
+class Models(Protocol):
+    """The models of a server: who gets a request of a name."""
+
+    @property
+    def room(self) -> int | None:
+        """Most requests that may be in flight, those of all models together; None: any number."""
+        ...
+
+    def check(self) -> None:
+        """May requests be made now, of whatever model? Raises Overloaded or EngineDead."""
+        ...
+
+    def check_ready(self) -> list[str]:
+        """Can it generate now? Names of models that cannot although they should. Raises Overloaded or EngineDead."""
+        ...
+
+    def lease(self, name: str | None, key: str) -> AbstractAsyncContextManager[Served]:
+        """The model of that name, loaded first if need be; None asks for the only one.
+
+        key: requests with the same one get the same version, as far as versions share a name by weight.
+        Raises ModelNotFound, Overloaded or EngineDead.
+        """
+        ...
+
+    def known(self) -> Sequence[Known]: ...
+
+    def engines(self) -> Sequence[Engine]:
+        """Those that are there, loaded or not."""
+        ...
+
+    def drain(self) -> None:
+        """The server ends: load nothing any more; who waits for that gets Overloaded."""
+        ...

@@ -1,7 +1,7 @@
 """The app: which path leads to which handler, and what stands in front of all of them.
 
-`build_app(engine, config)` is a function of the engine's face and the config alone, so tests drive it in process. The
-engine may come later (`app.state.desk.engine = engine`); until it is ready, /live answers and the rest says 503.
+`build_app(models, config)` is a function of the models' face and the config alone, so tests drive it in process. Until
+a model is ready, /live answers and the rest says 503.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from octavo.api.openapi import with_description
 from octavo.api.operation import Operation
 from octavo.config import ServerConfig
 from octavo.errors import InvalidRequest, NotFound
-from octavo.face import Engine
+from octavo.face import Models
 
 _LISTED: tuple[Operation, ...] = (
     *probes.OPERATIONS,
@@ -46,9 +46,9 @@ class MethodNotAllowed(InvalidRequest):
     status = 405
 
 
-def build_app(engine: Engine | None, config: ServerConfig, limits: Limits | None = None) -> Starlette:
+def build_app(models: Models, config: ServerConfig, limits: Limits | None = None) -> Starlette:
     """The app; its `state` has `keys`, to be watched, and `admin`, the app of the admin port. Raises ConfigError."""
-    desk = Desk(limits or Limits.of(config), engine, created=int(time.time()))
+    desk = Desk(limits or Limits.of(config), models, created=int(time.time()))
     keys = Keyring.of(config)
     if config.admin_port is None:
         app = _app(desk, config, keys, OPERATIONS)

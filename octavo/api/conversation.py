@@ -114,7 +114,7 @@ class Turn:
         """
         _check(request)
         call.deadline.shorten(request.timeout)
-        served = await call.model(request.model)
+        served = await call.model(request.model, request.user)
         with _field_names(request):
             job = await _job(call, served.engine, request)
         return cls(call, request, served.name, served.engine, job)

@@ -1,7 +1,7 @@
 """What handlers work with: the desk that all requests share, and the call that one request is.
 
-Handlers see no HTTP: they take a `Call` and return something that can be sent. The engine may still be starting. How
-much the desk takes on at once is decided here, before any work is done for a request.
+Handlers see no HTTP: they take a `Call` and return something that can be sent. Models may still be loading. How much
+the desk takes on at once is decided here, before any work is done for a request.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -18,20 +18,15 @@ from msgspec import Struct
 
 from octavo.api.deadline import Deadline
 from octavo.api.limits import LOGGED_FIELDS, LOGGED_NAME_LENGTH, Limits
-from octavo.api.served import Served, serve_as
 from octavo.api.tenants import Tenant
 from octavo.api.traffic import Traffic
 from octavo.api.wire import decode
-from octavo.errors import EngineDead, Overloaded
-from octavo.face import Engine
+from octavo.errors import Overloaded
+from octavo.face import Known, Models, Served
 
 logger = logging.getLogger("octavo.api")
 
 T = TypeVar("T", bound=Struct)
-
-
-class Starting(Overloaded):
-    code = "model_loading"
 
 
 class ShuttingDown(Overloaded):
@@ -89,10 +84,10 @@ class Bodies:
 
 @dataclass(slots=True)
 class Desk:
-    """What all requests share. `engine` is None until it has been started."""
+    """What all requests share."""
 
     limits: Limits
-    engine: Engine | None = None
+    models: Models
     draining: bool = False
     created: int = 0
     ignored: IgnoredFields = field(default_factory=IgnoredFields)
@@ -106,33 +101,36 @@ class Desk:
         self.bodies = Bodies(self.limits)
         self._idle.set()
 
-    @property
-    def serving(self) -> Engine:
-        """The engine, able to generate. Raises Overloaded or EngineDead."""
+    def drain(self) -> None:
+        """The server ends: requests in flight may finish, others are refused."""
+        self.draining = True
+        self.models.drain()
+
+    def check_serving(self) -> None:
+        """Are there models to ask? Raises Overloaded or EngineDead."""
         if self.draining:
             raise ShuttingDown("The server is shutting down.")
-        engine = self.known
-        if engine.dead:
-            raise EngineDead("The engine has stopped; the server needs a restart.")
-        if not engine.ready:
-            raise Starting("The model is still loading; try again in a moment.")
-        return engine
+        self.models.check()
 
-    @property
-    def known(self) -> Engine:
-        """The engine, loaded or not. Raises Overloaded before there is one."""
-        if self.engine is None:
-            raise Starting("The server is still starting; try again in a moment.")
-        return self.engine
+    def check_ready(self) -> list[str]:
+        """Can it generate now? As `Models.check_ready`."""
+        self.check_serving()
+        return self.models.check_ready()
 
-    @asynccontextmanager
-    async def lease(self, name: str | None) -> AsyncIterator[Served]:
-        """The model of that name, for as long as a request uses it. Raises ModelNotFound, Overloaded or EngineDead."""
-        yield serve_as(self.serving, name)
+    def known(self) -> Sequence[Known]:
+        """The names that clients may use. Raises Overloaded or EngineDead."""
+        self.check_serving()
+        return self.models.known()
+
+    def lease(self, name: str | None, key: str) -> AbstractAsyncContextManager[Served]:
+        """A model, for as long as a request uses it. Raises what `Models.lease` does, and Overloaded in the end."""
+        self.check_serving()
+        return self.models.lease(name, key)
 
     def check(self) -> None:
         """May a request be accepted now? Raises Overloaded or EngineDead."""
-        self._check_room(self.serving, 1)
+        self.check_serving()
+        self._check_room(1)
 
     @contextmanager
     def accept(self) -> Iterator[None]:
@@ -144,14 +142,13 @@ class Desk:
     @contextmanager
     def accept_more(self, count: int) -> Iterator[None]:
         """So many more that an accepted request turned out to be, even while the server drains. Raises Overloaded."""
-        self._check_room(self.known, count)
+        self._check_room(count)
         with self._count(count):
             yield
 
-    def _check_room(self, engine: Engine, count: int) -> None:
-        scheduler = engine.config.scheduler
-        queue = scheduler.max_num_queued_reqs
-        if queue is None or self.in_flight + count <= scheduler.max_num_seqs + queue:
+    def _check_room(self, count: int) -> None:
+        room = self.models.room
+        if room is None or self.in_flight + count <= room:
             return
         raise Overloaded(
             f"{self.in_flight} requests are running or waiting already and {count} more do not fit; try again later."
@@ -199,9 +196,16 @@ class Call:
         """The body as a struct, as `decode` reads it. Raises InvalidRequest."""
         return await decode(self.body, shape, unsupported, self.desk.ignored.note)
 
-    async def model(self, name: str | None) -> Served:
-        """The model to answer with, this request's until the answer is over. Raises as `Desk.lease` does."""
-        return await self.leases.enter_async_context(self.desk.lease(name))
+    async def model(self, name: str | None, user: str | None = None) -> Served:
+        """The model to answer with, this request's until the answer is over. Raises as `Desk.lease` does.
+
+        user: who asks, as the body says; where versions of a model share its requests, a user stays with one.
+        """
+        key = self.request_id if user is None else f"{self.tenant.name or ''}\0{user}"
+        self.deadline.await_first_token()  # the model may have to be loaded
+        served = await self.leases.enter_async_context(self.desk.lease(name, key))
+        self.deadline.first_token()
+        return served
 
     @contextmanager
     def running(self, prompts: int) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """GET /live, /ready, /health, /version and /metrics: what orchestrators and dashboards ask; / points people on.
 
-/live says that the process answers; /ready (and its alias /health) that it can generate now.
+/live says that the process answers; /ready (and its alias /health) that it can generate now, and which models cannot.
 """
 
 from __future__ import annotations
@@ -14,12 +14,7 @@ from octavo import __version__
 from octavo.api.desk import Call
 from octavo.api.operation import Operation
 from octavo.api.wire import json_response
-from octavo.errors import Overloaded
 from octavo.metrics import CONTENT_TYPE
-
-
-class Recovering(Overloaded):
-    code = "engine_recovering"
 
 
 class Greeting(Struct, kw_only=True):
@@ -29,8 +24,9 @@ class Greeting(Struct, kw_only=True):
     models: str
 
 
-class Status(Struct):
+class Status(Struct, omit_defaults=True):
     status: Literal["live", "ready"]
+    not_ready: list[str] = []  # models that should be
 
 
 class Version(Struct):
@@ -46,9 +42,7 @@ async def live(_: Call) -> Response:
 
 
 async def ready(call: Call) -> Response:
-    if not call.desk.serving.moving:
-        raise Recovering("The engine is late or being restarted; requests wait for it.")
-    return json_response(Status("ready"))
+    return json_response(Status("ready", call.desk.check_ready()))
 
 
 async def version(_: Call) -> Response:
@@ -56,7 +50,8 @@ async def version(_: Call) -> Response:
 
 
 async def metrics(call: Call) -> Response:
-    return Response(call.desk.known.metrics.render() + call.desk.traffic.render(), media_type=CONTENT_TYPE)
+    engines = b"".join(engine.metrics.render() for engine in call.desk.models.engines())
+    return Response(engines + call.desk.traffic.render(), media_type=CONTENT_TYPE)
 
 
 OPERATIONS = (

@@ -1,35 +1,83 @@
-"""Which model a request means: the names that clients may use, and the engine behind each."""
+"""The only model of a server, whose engine comes later."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
-from octavo.errors import ModelNotFound
-from octavo.face import Engine
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """A model as a request meets it."""
-
-    name: str  # to answer with
-    engine: Engine
+from octavo.errors import EngineDead, ModelNotFound, Overloaded
+from octavo.face import Engine, Known, Served, VersionCard
 
 
-def served_names(engine: Engine) -> tuple[str, ...]:
-    return engine.config.model.served_model_name or (engine.checkpoint.name,)
+class Starting(Overloaded):
+    code = "model_loading"
 
 
-def serve_as(engine: Engine, name: str | None) -> Served:
-    """The engine under the name that was asked for; None asks for the only model there is. Raises ModelNotFound."""
-    names = served_names(engine)
-    if name is None:
-        return Served(names[0], engine)
-    if name not in names:
-        raise _not_found(name, names)
-    return Served(name, engine)
+class Recovering(Overloaded):
+    code = "engine_recovering"
 
 
-def _not_found(name: str, names: tuple[str, ...]) -> ModelNotFound:
-    shown = name if len(name) <= 64 else name[:64] + "…"
-    return ModelNotFound(f"The model {shown!r} does not exist; this server has {', '.join(names)}.", param="model")
+class OneModel:
+    """`engine` is None until it has been started."""
+
+    def __init__(self, engine: Engine | None = None) -> None:
+        self.engine = engine
+
+    @property
+    def room(self) -> int | None:
+        if self.engine is None:
+            return None
+        scheduler = self.engine.config.scheduler
+        queue = scheduler.max_num_queued_reqs
+        return None if queue is None else scheduler.max_num_seqs + queue
+
+    def check(self) -> None:
+        self._serving()
+
+    def check_ready(self) -> list[str]:
+        if not self._serving().moving:
+            raise Recovering("The engine is late or being restarted; requests wait for it.")
+        return []
+
+    @asynccontextmanager
+    async def lease(self, name: str | None, key: str) -> AsyncIterator[Served]:  # noqa: ARG002
+        engine = self._serving()
+        names = self._names(engine)
+        if name is not None and name not in names:
+            shown = name if len(name) <= 64 else name[:64] + "…"
+            raise ModelNotFound(
+                f"The model {shown!r} does not exist; this server has {', '.join(names)}.", param="model"
+            )
+        yield Served(name or names[0], engine)
+
+    def known(self) -> Sequence[Known]:
+        engine = self._serving()
+        return [
+            Known(
+                name=name,
+                state="ready",
+                version=1,
+                versions=[VersionCard(version=1, state="ready", labels=[])],
+                root=engine.checkpoint.name,
+                max_model_len=engine.max_model_len,
+            )
+            for name in self._names(engine)
+        ]
+
+    def engines(self) -> Sequence[Engine]:
+        return [] if self.engine is None else [self.engine]
+
+    def drain(self) -> None:
+        pass
+
+    def _names(self, engine: Engine) -> tuple[str, ...]:
+        return engine.config.model.served_model_name or (engine.checkpoint.name,)
+
+    def _serving(self) -> Engine:
+        if self.engine is None:
+            raise Starting("The server is still starting; try again in a moment.")
+        if self.engine.dead:
+            raise EngineDead("The engine has stopped; the server needs a restart.")
+        if not self.engine.ready:
+            raise Starting("The model is still loading; try again in a moment.")
+        return self.engine

@@ -148,7 +148,7 @@ class Server(uvicorn.Server):
 
     def stop(self) -> None:
         """Accept no new requests, give those in flight `shutdown_seconds`, then end them with an error."""
-        self.desk.draining = True
+        self.desk.drain()
         self.should_exit = True
 
     def stop_now(self) -> None:

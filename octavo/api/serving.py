@@ -17,6 +17,7 @@ from collections.abc import Coroutine
 
 from octavo import __version__
 from octavo.api.app import build_app
+from octavo.api.served import OneModel
 from octavo.api.server import Server
 from octavo.config import EngineConfig, ServerConfig
 from octavo.engine.async_engine import AsyncLLMEngine
@@ -32,7 +33,8 @@ async def serve(
     config: EngineConfig, server_config: ServerConfig, listener: socket.socket, admin: socket.socket | None = None
 ) -> int:
     """Until a signal (0) or until the engine is gone (1)."""
-    app = build_app(None, server_config)
+    model = OneModel()
+    app = build_app(model, server_config)
     server = Server(app, server_config)
     stop_on_signals(server)
     url = address(server_config, listener)
@@ -43,7 +45,7 @@ async def serve(
         in_background(app.state.keys.watch(), "the file of keys is no longer watched") if app.state.keys else None
     )
     serving = asyncio.create_task(server.run_on(listener, admin))
-    engine_life = asyncio.create_task(run_engine(config, server, server_config, url))
+    engine_life = asyncio.create_task(run_engine(config, model, server_config, url))
     try:
         await asyncio.wait({serving, engine_life}, return_when=asyncio.FIRST_COMPLETED)
         if not engine_life.done():
@@ -60,14 +62,14 @@ async def serve(
         await asyncio.wait({engine_life})
 
 
-async def run_engine(config: EngineConfig, server: Server, server_config: ServerConfig, url: str) -> OctavoError:
+async def run_engine(config: EngineConfig, model: OneModel, server_config: ServerConfig, url: str) -> OctavoError:
     """Start the engine, put it behind the desk, wait for its end; why it ended."""
     try:
         engine = await AsyncLLMEngine.start(config)
     except OctavoError as error:
         return error
     try:
-        server.desk.engine = engine
+        model.engine = engine
         await engine.wait_ready()
         logger.info("%s is ready", engine.checkpoint.name)
         sys.stdout.write(welcome(engine, server_config, url) + "\n")

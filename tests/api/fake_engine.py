@@ -16,6 +16,7 @@ from typing import Any
 
 from octavo.api.app import build_app
 from octavo.api.limits import Limits
+from octavo.api.served import OneModel
 from octavo.config import EngineConfig, ServerConfig
 from octavo.errors import ContextTooLong, InvalidRequest
 from octavo.request import BeamSearchParams, CompletionOutput, Logprob, RequestOutput, SamplingParams
@@ -241,7 +242,8 @@ class Client:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        self.app = build_app(self.engine, self.config, self.limits)
+        self.models = OneModel(self.engine)
+        self.app = build_app(self.models, self.config, self.limits)
 
     def get(self, path: str, **options: Any) -> Reply:
         return self.request("GET", path, **options)

@@ -12,6 +12,7 @@ from fake_engine import FakeEngine
 
 from octavo.api.app import build_app
 from octavo.api.limits import Limits
+from octavo.api.served import OneModel
 from octavo.api.server import Server, bind
 from octavo.config import ServerConfig
 
@@ -21,7 +22,7 @@ async def serving(
     engine: FakeEngine | None = None, limits: Limits | None = None, **options: Any
 ) -> AsyncIterator[tuple[Server, int]]:
     config = ServerConfig(port=0, **options)
-    server = Server(build_app(engine or FakeEngine(), config, limits), config)
+    server = Server(build_app(OneModel(engine or FakeEngine()), config, limits), config)
     listener = bind(config)
     port = 0 if config.uds else listener.getsockname()[1]
     task = asyncio.create_task(server.run_on(listener))

@@ -16,6 +16,7 @@ from octavo import __version__
 from octavo.api.desk import Desk
 from octavo.api.exchange import Answer
 from octavo.api.limits import Limits
+from octavo.api.served import OneModel
 from octavo.errors import EngineDead, InvalidRequest, Overloaded, RequestFailed
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
@@ -35,12 +36,12 @@ def test_probes() -> None:
 )
 def test_a_server_that_cannot_generate_says_so(engine: FakeEngine | None, code: str | None) -> None:
     client = Client()
-    client.app.state.desk.engine = engine
+    client.models.engine = engine
     assert client.get("/live").status == 200
     for reply in (client.get("/ready"), client.get("/health"), client.post(CHAT, chat()), client.get("/v1/models")):
         assert (reply.status, reply.error["code"]) == (503, code)
         assert (reply.header("retry-after") == "1") == (code is not None)
-    client.app.state.desk.engine = FakeEngine()
+    client.models.engine = FakeEngine()
     assert client.post(CHAT, chat()).status == 200
     client.app.state.desk.draining = True
     assert client.post(CHAT, chat()).error["code"] == client.get("/ready").error["code"] == "shutting_down"
@@ -185,7 +186,7 @@ def test_only_a_stream_of_events_gets_an_event_when_it_fails(path: str, kind: st
         async def receive() -> Message:
             raise AssertionError("nothing is read any more")
 
-        answer = Answer(send, Desk(Limits()))
+        answer = Answer(send, Desk(Limits(), OneModel()))
         headers = [(b"content-type", kind.encode())]
         await answer.send({"type": "http.response.start", "status": 200, "headers": headers})
         await answer.send({"type": "http.response.body", "body": b"{", "more_body": True})

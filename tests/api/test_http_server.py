@@ -22,6 +22,7 @@ from fake_server import run, serving
 
 from octavo.api.app import build_app
 from octavo.api.limits import Limits, possible_connections
+from octavo.api.served import OneModel
 from octavo.api.server import Server, bind, bind_admin
 from octavo.config import ServerConfig
 from octavo.errors import ConfigError, RequestFailed
@@ -440,7 +441,7 @@ def test_the_admin_port_answers_while_the_other_port_is_full() -> None:
     async def scenario() -> None:
         config = ServerConfig(port=0, admin_port=0)
         limits = Limits(connections=1, admin_connections=1)
-        server = Server(build_app(FakeEngine(), config, limits), config)
+        server = Server(build_app(OneModel(FakeEngine()), config, limits), config)
         listener, admin = bind(config), bind_admin(config)
         assert admin is not None
         task = asyncio.create_task(server.run_on(listener, admin))
@@ -518,7 +519,7 @@ def test_as_many_connections_as_there_can_be_descriptors_for(
 def test_the_admin_port_has_the_metrics_and_nothing_else() -> None:
     async def scenario() -> None:
         config = ServerConfig(port=0, admin_port=0, api_key=("k",))
-        server = Server(build_app(FakeEngine(), config), config)
+        server = Server(build_app(OneModel(FakeEngine()), config), config)
         listener, admin = bind(config), bind_admin(config)
         assert admin is not None
         public_url, admin_url = (f"http://127.0.0.1:{each.getsockname()[1]}" for each in (listener, admin))

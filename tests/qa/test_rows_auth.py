@@ -14,6 +14,7 @@ from qa_server import KEY, ROOT, QaServer, Reply, refused, serve
 from starlette.routing import Route
 
 from octavo.api.app import build_app
+from octavo.api.served import OneModel
 from octavo.config import ServerConfig
 
 pytestmark = pytest.mark.qa
@@ -22,7 +23,7 @@ OPEN = ("/live", "/ready", "/health")
 ROUTES = sorted(
     {
         (method, route.path.replace("{model:path}", "tiny"))
-        for route in build_app(None, ServerConfig()).routes
+        for route in build_app(OneModel(), ServerConfig()).routes
         if isinstance(route, Route)
         for method in route.methods or ()
     }

@@ -26,11 +26,10 @@ from octavo.api.openai.types import (
 )
 from octavo.api.openai.usage import usage
 from octavo.api.operation import Operation
-from octavo.api.served import Served
 from octavo.api.stream import EventStream
 from octavo.api.wire import json_response
 from octavo.errors import InvalidRequest
-from octavo.face import Engine
+from octavo.face import Engine, Served
 from octavo.request import BeamSearchParams, FinishReason, SamplingParams
 
 _DEFAULT_MAX_TOKENS = 16
@@ -40,7 +39,7 @@ async def completions(call: Call) -> ASGIApp:
     request = await call.read(CompletionRequest, COMPLETION_UNSUPPORTED)
     options = _check(request)
     call.deadline.shorten(request.timeout)
-    served = await call.model(request.model)
+    served = await call.model(request.model, request.user)
     engine = served.engine
     prompts = split_prompts(request.prompt)
     width = max(request.n or 1, request.best_of or 1)

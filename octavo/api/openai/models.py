@@ -10,9 +10,9 @@ from octavo import __version__
 from octavo.api.desk import Call
 from octavo.api.openai.types import ModelCard, ModelList
 from octavo.api.operation import Operation
-from octavo.api.served import serve_as, served_names
 from octavo.api.wire import json_response
-from octavo.face import Engine
+from octavo.errors import ModelNotFound
+from octavo.face import Engine, Known
 
 
 def fingerprint(engine: Engine) -> str:
@@ -23,18 +23,27 @@ def fingerprint(engine: Engine) -> str:
 
 
 async def list_models(call: Call) -> Response:
-    engine = call.desk.serving
-    return json_response(ModelList(data=[_card(call, engine, name) for name in served_names(engine)]))
+    return json_response(ModelList(data=[_card(call, known) for known in call.desk.known()]))
 
 
 async def retrieve_model(call: Call) -> Response:
-    engine = call.desk.serving
-    return json_response(_card(call, engine, serve_as(engine, call.path_params["model"]).name))
+    name = call.path_params["model"]
+    for known in call.desk.known():
+        if known.name == name:
+            return json_response(_card(call, known))
+    raise ModelNotFound(f"The model {name[:64]!r} does not exist; GET /v1/models lists those that do.", param="model")
 
 
-def _card(call: Call, engine: Engine, name: str) -> ModelCard:
-    created, length = call.desk.created, engine.max_model_len
-    return ModelCard(id=name, created=created, root=engine.checkpoint.name, max_model_len=length)
+def _card(call: Call, known: Known) -> ModelCard:
+    return ModelCard(
+        id=known.name,
+        created=call.desk.created,
+        root=known.root,
+        max_model_len=known.max_model_len,
+        state=known.state,
+        version=known.version,
+        versions=known.versions,
+    )
 
 
 OPERATIONS = (

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from octavo.api import limits
+from octavo.face import State, VersionCard
 from octavo.request import MAX_LOGIT_BIAS, MAX_SEQUENCES_PER_REQUEST, FinishReason
 
 TurnFinish = FinishReason | Literal["tool_calls"]
@@ -301,7 +302,10 @@ class ModelCard(Struct, kw_only=True):
     owned_by: str = "octavo"
     root: str
     parent: None = None
-    max_model_len: int
+    max_model_len: int | None  # known once the model has been loaded
+    state: State  # here and below: what octavo adds
+    version: int  # that a request of this name gets
+    versions: list[VersionCard]
 
 
 class ModelList(Struct, kw_only=True):
