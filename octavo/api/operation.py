@@ -27,5 +27,6 @@ class Operation:
     gives: Any = None  # the JSON answer's type; None: not JSON
     events: Any = None  # the type of a stream's events, where the body may ask for one
     unsupported: Mapping[str, str] = field(default_factory=dict)  # fields that are refused, and why
+    without_effect: Mapping[str, str] = field(default_factory=dict)  # fields that are taken and change nothing, and why
     for_admins: bool = False  # asks for an administrator's key, on the admin port if there is one
     on_both_ports: bool = False
