@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from octavo.api import generate, probes, tokens
+from octavo.api.anthropic import messages
 from octavo.api.auth import BearerAuth, KnownOrigins
 from octavo.api.desk import Desk
 from octavo.api.dialect import error_response
@@ -36,6 +37,7 @@ _LISTED: tuple[Operation, ...] = (
     *models.OPERATIONS,
     *chat.OPERATIONS,
     *completions.OPERATIONS,
+    *messages.OPERATIONS,
     *tokens.OPERATIONS,
     *generate.OPERATIONS,
 )

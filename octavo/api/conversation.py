@@ -12,6 +12,8 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from typing import Self
 
+from msgspec.structs import replace
+
 from octavo.api.desk import Call
 from octavo.api.generation import Delta, Job, Opening, deltas
 from octavo.api.openai.prompts import render_chat
@@ -118,6 +120,10 @@ class Turn:
         with _field_names(request):
             job = await _job(call, served.engine, request)
         return cls(call, request, served.name, served.engine, job)
+
+    def allow(self, max_tokens: int) -> None:
+        """End the answer after so many tokens, which may be more than the context has room for."""
+        self.job.params = replace(self.job.params, max_tokens=max_tokens)
 
     async def parts(self) -> AsyncGenerator[Part, None]:
         """The answer as it comes, all choices interleaved. Raises what the engine does; closing it aborts the turn."""

@@ -35,9 +35,9 @@ def _event(value: Any) -> bytes:
 
 
 def _named_event(value: Any) -> bytes:
-    """An event under the name that the struct has in its field `type`, if it has one."""
-    name: str | None = getattr(value, "type", None)
-    return _event(value) if name is None else b"event: %b\n%b" % (name.encode(), _event(value))
+    """An event under the name that its struct is tagged with."""
+    name = value.__struct_config__.tag
+    return b"event: %b\n%b" % (name.encode(), _event(value))
 
 
 def _line(value: Any) -> bytes:

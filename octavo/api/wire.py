@@ -92,13 +92,17 @@ def _unsupported(name: str, why: str) -> InvalidRequest:
     return InvalidRequest(f"Unsupported parameter: '{name}'. {why}", param=name, code="unsupported_parameter")
 
 
+def missing(param: str) -> InvalidRequest:
+    """That a field which must be there is not."""
+    return InvalidRequest(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
+
+
 def explain(message: str) -> InvalidRequest:
     """msgspec's complaint about a value, in OpenAI's words and codes."""
     place = _PLACE.search(message)
     param = place["path"].removeprefix(".").replace("[...]", "") if place else ""
-    if missing := _MISSING.match(message):
-        param = f"{param}.{missing['field']}" if param else missing["field"]
-        return InvalidRequest(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
+    if absent := _MISSING.match(message):
+        return missing(f"{param}.{absent['field']}" if param else absent["field"])
     if wrong := _WRONG_TYPE.match(message):
         return _wrong_type(param, wrong["expected"].split(" | "), wrong["got"], key=bool(place and place["key"]))
     if length := _LENGTH.match(message):

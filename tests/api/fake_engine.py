@@ -136,7 +136,8 @@ class FakeEngine:
 
     async def _steps(self, prompt, params, request_id) -> AsyncIterator[RequestOutput]:
         n = params.beam_width if isinstance(params, BeamSearchParams) else params.n
-        room = params.max_tokens or self.max_model_len - len(prompt)
+        context = self.max_model_len - len(prompt)
+        room = min(params.max_tokens or context, context)
         scripts = [Script(self.reply(prompt, index), index, params, room) for index in range(n)]
         step = 0
         while not all(script.done for script in scripts):

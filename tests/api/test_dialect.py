@@ -25,7 +25,7 @@ def message(path: str, body: dict) -> str:
     return body["error"]["message"]
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens"])
 def test_errors_have_the_shape_of_their_path(path: str) -> None:
     replies = {
         400: Client().post(path, b"{"),
@@ -51,7 +51,9 @@ def test_a_root_path_belongs_to_no_dialect() -> None:
     assert message("/nothing", reply.json)
 
 
-@pytest.mark.parametrize(("status", "kind"), [(401, "authentication_error"), (404, "not_found_error")])
+@pytest.mark.parametrize(
+    ("status", "kind"), [(400, "invalid_request_error"), (401, "authentication_error"), (404, "not_found_error")]
+)
 def test_anthropics_types_follow_the_status(status: int, kind: str) -> None:
     path = {404: "/v1/messages/none"}.get(status, "/v1/messages")
     reply = Client(config=KEYS).post(path, {}, headers={} if status == 401 else {"x-api-key": "key"})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from msgspec import Struct
 
 from octavo.errors import OctavoError
@@ -25,8 +23,7 @@ class AnthropicErrorDetail(Struct, kw_only=True):
     message: str
 
 
-class AnthropicError(Struct, kw_only=True):
-    type: Literal["error"] = "error"
+class AnthropicError(Struct, kw_only=True, tag_field="type", tag="error"):
     error: AnthropicErrorDetail
 
 
