@@ -35,8 +35,9 @@ std::vector<Work> tiles(const Attention& a) {
     for (int64_t begin = 0; begin < count; begin += tokens_per_tile) {
       int64_t tokens = std::min(tokens_per_tile, count - begin), position = a.seq_lens[row] - count + begin;
       int64_t first = a.window > 0 ? std::max<int64_t>(0, position - a.window + 1) / CHUNK * CHUNK : 0;
+      int64_t end = a.window < 0 ? a.seq_lens[row] : position + tokens;
       for (int64_t g = 0; g < a.kv_heads; ++g)
-        work.push_back({{row, g, a.query_start[row] + begin, tokens, position}, first, position + tokens});
+        work.push_back({{row, g, a.query_start[row] + begin, tokens, position}, first, end});
     }
   }
   std::stable_sort(work.begin(), work.end(),

@@ -28,7 +28,7 @@ struct Attention {
   void* out;  // [T, H, D] contiguous
   int64_t rows, heads, kv_heads, head_size, block_size;
   float scale;
-  int64_t window;  // keys a query sees, itself included; 0: all
+  int64_t window;  // keys a query sees, itself the last; 0: all up to itself; -1: all of its row's, later ones too
   float softcap;   // 0: none
 };
 void paged_attention(const Attention&);

@@ -14,7 +14,8 @@ from typing import Any, Literal, Protocol
 from msgspec import Struct
 
 from octavo.config import EngineConfig
-from octavo.request import BeamSearchParams, PromptType, RequestOutput, SamplingParams
+from octavo.plan import Ability
+from octavo.request import BeamSearchParams, PoolingParams, PromptType, RequestOutput, SamplingParams, TextPair
 
 
 class Checkpoint(Protocol):
@@ -51,7 +52,8 @@ class Metrics(Protocol):
 class Engine(Protocol):
     """`generate` is an async generator: closing it early aborts the request.
 
-    `max_model_len` is known once the engine is ready. `moving`: it computes now; while it does not, requests wait.
+    `max_model_len` and `ability` are known once the engine is ready. `moving`: it computes now; while it does not,
+    requests wait.
     """
 
     @property
@@ -71,16 +73,22 @@ class Engine(Protocol):
     @property
     def max_model_len(self) -> int: ...
     @property
+    def ability(self) -> Ability: ...
+    @property
     def metrics(self) -> Metrics: ...
     @property
     def default_sampling(self) -> Mapping[str, Any]: ...
 
     async def encode(self, prompt: PromptType, *, add_special_tokens: bool = True) -> tuple[str | None, list[int]]: ...
 
+    async def encode_to_pool(
+        self, prompt: PromptType | TextPair, *, truncate: int | None = None, add_special_tokens: bool = True
+    ) -> tuple[list[int], int | None]: ...
+
     def generate(
         self,
         prompt: PromptType,
-        sampling_params: SamplingParams | BeamSearchParams,
+        sampling_params: SamplingParams | BeamSearchParams | PoolingParams,
         request_id: str,
         *,
         priority: int = 0,

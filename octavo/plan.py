@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from octavo.request import Fault, Logprobs, SamplingParams
+from octavo.request import Fault, Logprobs, PoolingParams, SamplingParams, Task
 
 
 class SequenceSpec(Struct, frozen=True, array_like=True):
@@ -23,6 +23,7 @@ class SequenceSpec(Struct, frozen=True, array_like=True):
     end_token_ids: list[int]  # ids forbidden before params.min_tokens
     bad_words: list[list[int]]
     candidates: int = 0  # > 0: beam search; return this many best (token, logprob) instead of drawing
+    pooling: PoolingParams | None = None  # nothing is drawn; with the prompt's last token its hidden states are pooled
 
 
 class Row(Struct, frozen=True, array_like=True):
@@ -55,11 +56,12 @@ class RowResult(Struct, frozen=True, array_like=True):
     prompt_logprobs: list[Logprobs] | None = None  # for positions start+1 … of a prompt chunk
     error: str | None = None  # this row failed (say, NaN logits); the others stand
     fault: Fault = "failed"
+    pooled: bytes | None = None  # float32, little-endian
 
 
 class StepResult(Struct, frozen=True, array_like=True):
     step: int
-    rows: list[RowResult]  # rows with draws, prompt logprobs or an error; order does not matter
+    rows: list[RowResult]  # rows with draws, prompt logprobs, a pooled prompt or an error; order does not matter
 
 
 def fork_seed(seed: int, index: int) -> int:
@@ -72,6 +74,15 @@ def fork_seed(seed: int, index: int) -> int:
     return x ^ x >> 31
 
 
+class Ability(Struct, frozen=True, kw_only=True):
+    """What a model is for."""
+
+    tasks: tuple[Task, ...] = ("generate", "embed")
+    width: int = 0  # of a vector it makes
+    classes: int = 0  # that it tells apart
+    whole_prompts: bool = False  # a prompt must be computed in one step: its tokens see those after them
+
+
 class Capacity(Struct, frozen=True, kw_only=True):
     """What a loaded model can take; the scheduler and the doors are built from it."""
 
@@ -80,3 +91,4 @@ class Capacity(Struct, frozen=True, kw_only=True):
     max_model_len: int
     vocab_size: int  # width of the logits: every token id must be below
     kept_blocks: int | None = None  # that may take memory only to keep content for the prefix cache; None: all
+    ability: Ability = Ability()

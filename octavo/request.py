@@ -17,6 +17,9 @@ from octavo.errors import InvalidRequest
 FinishReason = Literal["stop", "length", "abort", "error"]
 #: Whose an error is: ours, the caller's, or the moment's (retrying later may help).
 Fault = Literal["failed", "invalid", "overloaded"]
+#: What a model can do with a prompt: continue it, make a vector of it, tell how much it is of each of its classes.
+Task = Literal["generate", "embed", "classify"]
+Pooling = Literal["last", "mean", "cls"]
 
 MAX_SEQUENCES_PER_REQUEST = 128
 MAX_LOGIT_BIAS = 100.0
@@ -123,6 +126,32 @@ class BeamSearchParams(Struct, frozen=True, kw_only=True, omit_defaults=True, fo
         _real("length_penalty", self.length_penalty, -10.0, 10.0)
 
 
+class PoolingParams(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What is made of a prompt's hidden states where no output is wanted.
+
+    embed: a vector, that of the last token, of the first (`cls`) or the mean of all, cut to its first `dimensions`, and
+    brought to length 1 with `normalize`. classify: what the model's own head says. None: as the model was trained.
+    Raises `InvalidRequest`, with the field's name in `param`.
+    """
+
+    task: Literal["embed", "classify"] = "embed"
+    pooling: Pooling | None = None
+    normalize: bool | None = None
+    dimensions: int | None = None
+    second: int | None = None  # of a pair of texts: the place of the second one's first token
+
+    def __post_init__(self) -> None:
+        if self.dimensions is not None:
+            _whole("dimensions", self.dimensions, 1)
+        if self.second is not None:
+            _whole("second", self.second, 1)
+
+    @property
+    def needs_every_position(self) -> bool:
+        """Whether positions whose keys and values are at hand must be computed all the same."""
+        return self.pooling != "last"
+
+
 class Continuation(Struct, frozen=True, array_like=True):
     """What one sequence of a request has said so far."""
 
@@ -145,8 +174,14 @@ class Request(Struct, frozen=True, kw_only=True, omit_defaults=True):
     adapter: str | None = None
     cache_salt: str | None = None  # tenants with different salts never share cached blocks
     beam: BeamSearchParams | None = None
+    pooling: PoolingParams | None = None  # resolved; no token is drawn, `params` means nothing
     #: None: a new request. Else one taken over from a core that is gone: its unfinished sequences, if any has begun.
     resumes: list[Continuation] | None = None
+
+    @property
+    def draws(self) -> int:
+        """Tokens to be drawn when the prompt is computed."""
+        return self.params.n if self.pooling is None else 0
 
     @property
     def end_token_ids(self) -> list[int]:
@@ -177,6 +212,7 @@ class Output(Struct, frozen=True, array_like=True, omit_defaults=True):
     cumulative_logprob: float | None = None  # beams only
     error: str | None = None
     fault: Fault = "failed"  # whose the error is
+    pooled: bytes | None = None  # float32, little-endian: what the request's pooling has made
 
 
 class Logprob(Struct, frozen=True):
@@ -221,6 +257,35 @@ class RequestOutput(Struct, kw_only=True):
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     num_cached_tokens: int = 0
     metrics: RequestMetrics | None = None
+    pooled: bytes | None = None  # float32, little-endian: of a request with PoolingParams, whose outputs are empty
+
+
+class PoolingOutput(Struct, kw_only=True):
+    """What pooling made of one prompt: an embedding, or what a classifier says of each class."""
+
+    data: list[float]
+
+    @property
+    def embedding(self) -> list[float]:
+        return self.data
+
+    @property
+    def probs(self) -> list[float]:
+        return self.data
+
+    @property
+    def score(self) -> float:
+        return self.data[0]
+
+
+class PoolingRequestOutput(Struct, kw_only=True):
+    """What `LLM.embed`, `classify`, `score` and `encode` give for one prompt."""
+
+    request_id: str
+    outputs: PoolingOutput
+    prompt_token_ids: list[int]
+    num_cached_tokens: int = 0
+    finished: bool = True
 
 
 class BeamSearchSequence(Struct, kw_only=True):
@@ -238,3 +303,4 @@ class BeamSearchOutput(Struct, kw_only=True):
 
 TokensPrompt = dict[str, Any]  # {"prompt_token_ids": [...]} or {"prompt": "..."}
 PromptType = str | list[int] | TokensPrompt
+TextPair = tuple[str, str]  # two texts that a model reads as one, to compare them

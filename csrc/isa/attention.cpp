@@ -259,7 +259,8 @@ void attend(const Attention& a, const AttentionTile& tile, int64_t key_begin, in
     products.take_keys(k_rows, v_rows, keys);
     products.score();
     for (int64_t m = 0; m < rows; ++m) {
-      int64_t to = tile.position + m / group, from = a.window > 0 ? max(0, to - a.window + 1) : 0;
+      int64_t to = a.window < 0 ? a.seq_lens[tile.row] - 1 : tile.position + m / group;
+      int64_t from = a.window > 0 ? max(0, to - a.window + 1) : 0;
       weigh(products, m, {from, to, highest[m], lane_sums + m * 16, o_MD + m * width}, width, first, scale, a.softcap);
     }
     products.add_values(o_MD);

@@ -12,11 +12,21 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from octavo.errors import CheckpointError
+from octavo.request import Pooling
 
 Format = Literal["safetensors", "gguf", "dummy"]
 
 _MAX_JSON_BYTES = 64 << 20
 _MAX_SHOWN = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentencePooling:
+    """How the model was trained to make vectors of texts; None where its files do not say."""
+
+    pooling: Pooling | None = None
+    normalize: bool | None = None
+    longest: int | None = None  # tokens of a text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +38,7 @@ class Checkpoint:
     format: Format
     config: dict[str, Any]  # in the shape of a Hugging Face config.json, always with "model_type"
     generation_config: dict[str, Any] = field(default_factory=dict)
+    pooling: SentencePooling = SentencePooling()
 
 
 def shown(value: Any) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from octavo.checkpoint.checkpoint import Checkpoint, read_config, read_json
 from octavo.checkpoint.gguf import GGUFFile
 from octavo.checkpoint.gguf_config import config_from_gguf, generation_config_from_gguf
+from octavo.checkpoint.sentence import read_pooling
 from octavo.config import LoadFormat
 from octavo.errors import CheckpointError
 
@@ -81,5 +82,6 @@ def _open_safetensors(config: Path, name: str, load_format: LoadFormat) -> Check
         path=config.parent,
         format="dummy" if load_format == "dummy" else "safetensors",
         config=read_config(config),
+        pooling=read_pooling(config.parent),
         generation_config=read_json(generation) if generation.is_file() else {},
     )

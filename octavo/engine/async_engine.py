@@ -24,8 +24,9 @@ from octavo.engine.supervisor import Core, CoreProcess, Death, Supervisor
 from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import EngineDead, InvalidRequest, OctavoError, RequestFailed
 from octavo.metrics import Metrics
+from octavo.plan import Ability
 from octavo.processes import Ready
-from octavo.request import BeamSearchParams, PromptType, RequestOutput, SamplingParams
+from octavo.request import BeamSearchParams, PoolingParams, PromptType, RequestOutput, SamplingParams, TextPair
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +122,11 @@ class AsyncLLMEngine:
         return self._death or EngineDead("the engine was shut down")
 
     @property
+    def ability(self) -> Ability:
+        """What the model is for. Known once ready."""
+        return self._loaded.result().capacity.ability
+
+    @property
     def max_model_len(self) -> int:
         """Known once ready."""
         return self._loaded.result().capacity.max_model_len
@@ -130,7 +136,7 @@ class AsyncLLMEngine:
     async def generate(
         self,
         prompt: PromptType,
-        sampling_params: SamplingParams | BeamSearchParams,
+        sampling_params: SamplingParams | BeamSearchParams | PoolingParams,
         request_id: str,
         *,
         priority: int = 0,
@@ -139,7 +145,8 @@ class AsyncLLMEngine:
     ) -> AsyncIterator[RequestOutput]:
         """Yields outputs as they come: all so far, or with "delta" only what is new. Closing it aborts the request.
 
-        Raises InvalidRequest or ContextTooLong before anything is queued; Overloaded, RequestFailed or EngineDead.
+        With PoolingParams there is one output, whose `pooled` is the vector. Raises InvalidRequest or ContextTooLong
+        before anything is queued; Overloaded, RequestFailed or EngineDead.
         """
         await self.wait_ready()
         if request_id in self._mailboxes:
@@ -148,7 +155,10 @@ class AsyncLLMEngine:
         try:
             if request_id in self._leaving:
                 await self._leaving[request_id].wait()
-            text, ids = await self.encode(prompt)
+            if isinstance(sampling_params, PoolingParams):
+                text, (ids, _) = None, await self.encode_to_pool(prompt)
+            else:
+                text, ids = await self.encode(prompt)
             request = self._inputs.request(request_id, ids, sampling_params, priority=priority, cache_salt=cache_salt)
             if self._death is not None:  # while we encoded
                 raise self._death
@@ -173,6 +183,19 @@ class AsyncLLMEngine:
         if isinstance(prompt, str) and len(prompt) > _ENCODE_INLINE:
             return await asyncio.to_thread(self._inputs.encode, prompt, add_special_tokens)
         return self._inputs.encode(prompt, add_special_tokens)
+
+    async def encode_to_pool(
+        self, prompt: PromptType | TextPair, *, truncate: int | None = None, add_special_tokens: bool = True
+    ) -> tuple[list[int], int | None]:
+        """Token ids of what is to be pooled, and where the second segment of a pair begins; `PoolingParams.second`.
+
+        truncate: cut to so many tokens, -1 to the longest that the model takes. Raises InvalidRequest, ContextTooLong.
+        """
+        await self.wait_ready()
+        texts = prompt if isinstance(prompt, tuple) else (prompt,)
+        if sum(len(text) for text in texts if isinstance(text, str)) > _ENCODE_INLINE:
+            return await asyncio.to_thread(self._inputs.encode_to_pool, prompt, truncate, add_special_tokens)
+        return self._inputs.encode_to_pool(prompt, truncate, add_special_tokens)
 
     async def abort(self, request_id: str) -> None:
         """Forget a request, wherever it is; who still waits for it gets RequestFailed."""
@@ -227,7 +250,9 @@ class AsyncLLMEngine:
         if self._death is not None:
             return
         if not self._loaded.done():
-            self._inputs = InputProcessor(self.config.model, self.tokenizer, ready.capacity, self._clock)
+            self._inputs = InputProcessor(
+                self.config.model, self.tokenizer, ready.capacity, self._clock, self.checkpoint.pooling
+            )
             self._loaded.set_result(ready)
         self._board()
 

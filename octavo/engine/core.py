@@ -57,6 +57,7 @@ class EngineCore:
             kept_blocks=capacity.kept_blocks,
             enable_prefix_caching=config.cache.enable_prefix_caching,
             hash_seed=hash_seed or secrets.token_bytes(32),
+            whole_prompts=capacity.ability.whole_prompts,
         )
 
     @property

@@ -12,11 +12,12 @@ from typing import Any
 import msgspec
 
 from octavo.checkpoint import Checkpoint
+from octavo.checkpoint.checkpoint import SentencePooling
 from octavo.config import ModelConfig
 from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import CheckpointError, ContextTooLong, InvalidRequest
-from octavo.plan import Capacity, fork_seed
-from octavo.request import BeamSearchParams, PromptType, Request, SamplingParams
+from octavo.plan import Ability, Capacity, fork_seed
+from octavo.request import BeamSearchParams, PoolingParams, PromptType, Request, SamplingParams, Task, TextPair
 
 _LONGEST_TOKEN = 256  # characters; a text longer than this many per token of context cannot fit
 _RECOMMENDED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -36,6 +37,21 @@ def default_sampling(config: ModelConfig, checkpoint: Checkpoint) -> dict[str, A
     return chosen
 
 
+_ENDPOINTS: dict[Task, tuple[str, str]] = {
+    "generate": ("generates no text", "/v1/chat/completions or /v1/completions"),
+    "embed": ("makes no embeddings", "/v1/embeddings"),
+    "classify": ("has no classifier", "/v1/rerank or /v1/score"),
+}
+
+
+def check_task(ability: Ability, task: Task) -> None:
+    """Raises InvalidRequest, which says what the model can do instead."""
+    if task not in ability.tasks:
+        able = " or ".join(_ENDPOINTS[each][1] for each in ability.tasks)
+        message = f"This model {_ENDPOINTS[task][0]}; use {able} with it."
+        raise InvalidRequest(message, param="model", code="unsupported_task")
+
+
 class InputProcessor:
     """Makes requests for one model."""
 
@@ -45,8 +61,10 @@ class InputProcessor:
         tokenizer: Tokenizer,
         capacity: Capacity,
         clock: Callable[[], float] = time.monotonic,
+        pooling: SentencePooling | None = None,
     ) -> None:
         self._config = config
+        self._pooling = pooling or SentencePooling()
         self._clock = clock
         self._tokenizer = tokenizer
         self._capacity = capacity
@@ -62,6 +80,29 @@ class InputProcessor:
             return self._encode_text(prompt, add_special_tokens)
         return None, self._check_ids(prompt)
 
+    def encode_to_pool(
+        self, prompt: PromptType | TextPair, truncate: int | None = None, add_special_tokens: bool = True
+    ) -> tuple[list[int], int | None]:
+        """Token ids of what is to be pooled, and where its second segment begins, if it has one.
+
+        truncate: cut to so many tokens, -1 to the longest that the model takes. Raises InvalidRequest, ContextTooLong.
+        """
+        longest = self._capacity.max_model_len
+        most = None if truncate is None else longest if truncate == -1 else min(truncate, longest)
+        if isinstance(prompt, dict):
+            prompt = prompt.get("prompt_token_ids") or str(prompt.get("prompt", ""))
+        if isinstance(prompt, list):
+            return self._check_ids(prompt[:most], room=0), None
+        first, second = (prompt, None) if isinstance(prompt, str) else prompt
+        for text in (first, second or ""):
+            if len(text) > longest * _LONGEST_TOKEN and most is None:
+                raise self._too_long(f"more than {len(text) // _LONGEST_TOKEN}", room=0)
+        kept = longest * _LONGEST_TOKEN  # characters, of which no more than `longest` tokens are wanted
+        ids, segment = self._tokenizer.encode_to_pool(
+            first[:kept], None if second is None else second[:kept], most=most, add_special_tokens=add_special_tokens
+        )
+        return self._check_ids(ids, room=0), segment
+
     def _encode_text(self, prompt: str, add_special_tokens: bool) -> tuple[str, list[int]]:
         if len(prompt) > self._capacity.max_model_len * _LONGEST_TOKEN:
             raise self._too_long(f"more than {len(prompt) // _LONGEST_TOKEN}")
@@ -71,12 +112,26 @@ class InputProcessor:
         self,
         request_id: str,
         prompt_token_ids: list[int],
-        params: SamplingParams | BeamSearchParams,
+        params: SamplingParams | BeamSearchParams | PoolingParams,
         *,
         priority: int = 0,
         cache_salt: str | None = None,
     ) -> Request:
         """Raises InvalidRequest naming the parameter that the model cannot serve."""
+        task = params.task if isinstance(params, PoolingParams) else "generate"
+        check_task(self._capacity.ability, task)
+        if isinstance(params, PoolingParams):
+            return Request(
+                request_id=request_id,
+                prompt_token_ids=prompt_token_ids,
+                params=SamplingParams(max_tokens=1, detokenize=False),
+                pooling=self._resolved(params),
+                max_tokens=0,
+                seed=0,
+                arrival=self._clock(),
+                priority=priority,
+                cache_salt=cache_salt,
+            )
         beam = params if isinstance(params, BeamSearchParams) else None
         if beam is not None and beam.beam_width > self._capacity.vocab_size:
             raise InvalidRequest("beam_width is larger than the vocabulary", param="beam_width", code="invalid_value")
@@ -98,6 +153,19 @@ class InputProcessor:
             priority=priority,
             cache_salt=cache_salt,
             beam=beam,
+        )
+
+    def _resolved(self, params: PoolingParams) -> PoolingParams:
+        ability, own = self._capacity.ability, self._pooling
+        if params.dimensions is not None and params.dimensions > ability.width:
+            message = f"dimensions is {params.dimensions}; this model's vectors have {ability.width}"
+            raise InvalidRequest(message, param="dimensions", code="integer_above_max_value")
+        if params.task == "classify":
+            return msgspec.structs.replace(params, pooling="cls", normalize=False)
+        return msgspec.structs.replace(
+            params,
+            pooling=params.pooling or own.pooling or ("mean" if ability.whole_prompts else "last"),
+            normalize=next((each for each in (params.normalize, own.normalize) if each is not None), True),
         )
 
     def _seed(self, params: SamplingParams) -> int:
@@ -135,25 +203,23 @@ class InputProcessor:
                     f"{name} is {count}, this server gives 0 to {most}", param=name, code="integer_above_max_value"
                 )
 
-    def _check_ids(self, ids: Sequence[int]) -> list[int]:
+    def _check_ids(self, ids: Sequence[int], room: int = 1) -> list[int]:
+        """room: tokens of output that must fit."""
         width = self._capacity.vocab_size
         if not ids:
             raise InvalidRequest("the prompt is empty", param="prompt", code="invalid_value")
-        self._check_length(ids)
+        if len(ids) + room > self._capacity.max_model_len:
+            raise self._too_long(str(len(ids)), room)
         for token_id in ids:
             if type(token_id) is not int or not 0 <= token_id < width:
                 message = f"the prompt has a token id that is not a whole number from 0 to {width - 1}"
                 raise InvalidRequest(message, param="prompt", code="invalid_value")
         return list(ids)
 
-    def _check_length(self, ids: Sequence[int]) -> list[int]:
-        if len(ids) >= self._capacity.max_model_len:
-            raise self._too_long(str(len(ids)))
-        return list(ids)
-
-    def _too_long(self, tokens: str) -> ContextTooLong:
+    def _too_long(self, tokens: str, room: int = 1) -> ContextTooLong:
+        output, advice = (", output included", "") if room else ("", ", or let truncate_prompt_tokens cut it")
         return ContextTooLong(
-            f"This model's maximum context length is {self._capacity.max_model_len} tokens, output included; "
-            f"the prompt has {tokens}. Shorten it.",
+            f"This model's maximum context length is {self._capacity.max_model_len} tokens{output}; "
+            f"the prompt has {tokens}. Shorten it{advice}.",
             param="prompt",
         )

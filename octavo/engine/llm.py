@@ -10,19 +10,25 @@ from tqdm import tqdm
 from octavo.config import EngineConfig
 from octavo.engine.chat_template import ChatTemplate
 from octavo.engine.llm_engine import LLMEngine
+from octavo.engine.scoring import check_scores, pair_up
 from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import InvalidRequest, RequestFailed
 from octavo.request import (
     BeamSearchOutput,
     BeamSearchParams,
     BeamSearchSequence,
+    PoolingOutput,
+    PoolingParams,
+    PoolingRequestOutput,
     PromptType,
     RequestOutput,
     SamplingParams,
+    TextPair,
 )
+from octavo.vectors import cosine, floats
 
 Message = dict[str, Any]
-Params = SamplingParams | BeamSearchParams
+Params = SamplingParams | BeamSearchParams | PoolingParams
 
 
 class LLM:
@@ -109,6 +115,72 @@ class LLM:
             for output in self._run(batch, [params] * len(batch), use_tqdm, None)
         ]
 
+    def encode(
+        self,
+        prompts: PromptType | Sequence[PromptType],
+        pooling_params: PoolingParams | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[PoolingRequestOutput]:
+        """Pool each prompt's hidden states as the params say. Raises as `generate` does."""
+        return self._pool(_prompts(prompts), pooling_params or PoolingParams(), use_tqdm)
+
+    def embed(
+        self,
+        prompts: PromptType | Sequence[PromptType],
+        *,
+        pooling_params: PoolingParams | None = None,
+        use_tqdm: bool = True,
+    ) -> list[PoolingRequestOutput]:
+        """A vector of each prompt, in `outputs.embedding`. Raises as `generate` does."""
+        return self.encode(prompts, pooling_params or PoolingParams(task="embed"), use_tqdm=use_tqdm)
+
+    def classify(
+        self, prompts: PromptType | Sequence[PromptType], *, use_tqdm: bool = True
+    ) -> list[PoolingRequestOutput]:
+        """What the model's classifier says of each prompt, in `outputs.probs`. Raises as `generate` does."""
+        return self.encode(prompts, PoolingParams(task="classify"), use_tqdm=use_tqdm)
+
+    def score(
+        self, data_1: str | Sequence[str], data_2: str | Sequence[str], *, use_tqdm: bool = True
+    ) -> list[PoolingRequestOutput]:
+        """How well texts go together, in `outputs.score`: each of one list with its mate, or one text with each.
+
+        A cross-encoder reads both at once; of another model it is the cosine of their embeddings.
+        """
+        pairs = pair_up(data_1, data_2)
+        if "classify" in self.llm_engine.ability.tasks:
+            check_scores(self.llm_engine.ability)
+            return self._pool(pairs, PoolingParams(task="classify"), use_tqdm)
+        texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+        vectors = dict(zip(texts, self._run_pooling(texts, PoolingParams(), use_tqdm), strict=True))
+        return [
+            PoolingRequestOutput(
+                request_id=vectors[second].request_id,
+                outputs=PoolingOutput(data=[cosine(_vector(vectors[first]), _vector(vectors[second]))]),
+                prompt_token_ids=vectors[first].prompt_token_ids + vectors[second].prompt_token_ids,
+            )
+            for first, second in pairs
+        ]
+
+    def _pool(
+        self, prompts: Sequence[PromptType | TextPair], params: PoolingParams, use_tqdm: bool
+    ) -> list[PoolingRequestOutput]:
+        return [
+            PoolingRequestOutput(
+                request_id=output.request_id,
+                outputs=PoolingOutput(data=floats(_vector(output))),
+                prompt_token_ids=output.prompt_token_ids,
+                num_cached_tokens=output.num_cached_tokens,
+            )
+            for output in self._run_pooling(prompts, params, use_tqdm)
+        ]
+
+    def _run_pooling(
+        self, prompts: Sequence[PromptType | TextPair], params: PoolingParams, use_tqdm: bool
+    ) -> list[RequestOutput]:
+        return self._run(prompts, [params] * len(prompts), use_tqdm, None)
+
     def get_tokenizer(self) -> Tokenizer:
         return self.llm_engine.tokenizer
 
@@ -128,7 +200,11 @@ class LLM:
         return ChatTemplate.for_model(self.llm_engine.config.model, self.get_tokenizer())
 
     def _run(
-        self, prompts: Sequence[PromptType], params: Sequence[Params], use_tqdm: bool, priority: Sequence[int] | None
+        self,
+        prompts: Sequence[PromptType | TextPair],
+        params: Sequence[Params],
+        use_tqdm: bool,
+        priority: Sequence[int] | None,
     ) -> list[RequestOutput]:
         engine = self.llm_engine
         ids = [str(self._requests + place) for place in range(len(prompts))]
@@ -164,6 +240,11 @@ def _prompts(prompts: PromptType | Sequence[PromptType]) -> list[PromptType]:
     if isinstance(prompts, str | dict) or (prompts and isinstance(prompts[0], int)):
         return [cast(PromptType, prompts)]
     return list(cast(Sequence[PromptType], prompts))
+
+
+def _vector(output: RequestOutput) -> bytes:
+    assert output.pooled is not None
+    return output.pooled
 
 
 def _each(params: SamplingParams | Sequence[SamplingParams], count: int) -> list[SamplingParams]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec.structs import replace
+
 from octavo.checkpoint import Checkpoint, resolve
 from octavo.config import EngineConfig
 from octavo.engine.core import EngineCore
@@ -13,7 +15,15 @@ from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import InvalidRequest, OctavoError
 from octavo.execution.executor import Executor, make_executor
 from octavo.metrics import Metrics
-from octavo.request import BeamSearchParams, CompletionOutput, PromptType, RequestOutput, SamplingParams
+from octavo.request import (
+    BeamSearchParams,
+    CompletionOutput,
+    PoolingParams,
+    PromptType,
+    RequestOutput,
+    SamplingParams,
+    TextPair,
+)
 
 
 class LLMEngine:
@@ -27,8 +37,9 @@ class LLMEngine:
         self._core = EngineCore(config, executor or make_executor(config, self.checkpoint))
         capacity = self._core.executor.capacity
         self.max_model_len = capacity.max_model_len
+        self.ability = capacity.ability
         self.metrics = Metrics(self.checkpoint.name, capacity.max_model_len)
-        self._inputs = InputProcessor(config.model, self.tokenizer, capacity)
+        self._inputs = InputProcessor(config.model, self.tokenizer, capacity, pooling=self.checkpoint.pooling)
         self._outputs = OutputProcessor(self.tokenizer, self.metrics)
 
     @classmethod
@@ -39,17 +50,27 @@ class LLMEngine:
     def add_request(
         self,
         request_id: str,
-        prompt: PromptType,
-        params: SamplingParams | BeamSearchParams,
+        prompt: PromptType | TextPair,
+        params: SamplingParams | BeamSearchParams | PoolingParams,
         *,
         priority: int = 0,
         cache_salt: str | None = None,
         output_kind: OutputKind = "cumulative",
     ) -> None:
-        """Queue a request. Raises InvalidRequest, ContextTooLong or Overloaded; then nothing was queued."""
+        """Queue a request; a pair of texts can only be pooled.
+
+        Raises InvalidRequest, ContextTooLong or Overloaded; then nothing was queued.
+        """
         if request_id in self._outputs:
             raise InvalidRequest(f"request id {request_id!r} is in use", param="request_id")
-        text, ids = self._inputs.encode(prompt)
+        text: str | None = None
+        if isinstance(params, PoolingParams):
+            ids, second = self._inputs.encode_to_pool(prompt)
+            params = params if second is None else replace(params, second=second)
+        elif isinstance(prompt, tuple):
+            raise InvalidRequest("a pair of texts cannot be continued", param="prompt")
+        else:
+            text, ids = self._inputs.encode(prompt)
         request = self._inputs.request(request_id, ids, params, priority=priority, cache_salt=cache_salt)
         self._core.add(request)
         self._outputs.add(request, text, output_kind)

@@ -57,6 +57,7 @@ class RequestState:
         self._tokenizer = tokenizer
         self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
         self._cached_tokens = 0
+        self._pooled: bytes | None = None
         self.width = request.beam.beam_width if request.beam else request.params.n
         self._sequences: list[SequenceState | None] = [None] * self.width
         self._unfinished = self.width
@@ -94,6 +95,7 @@ class RequestState:
             self._prompt_logprobs = [None, *positions]
         if self.times.first_token_time is None:  # after a crash, another core has found another number
             self._cached_tokens = output.cached_tokens
+        self._pooled = output.pooled
         sequence = self._sequences[output.index]
         if sequence is None:
             sequence = self._sequences[output.index] = SequenceState(output.index, self.request, self._tokenizer)
@@ -121,6 +123,7 @@ class RequestState:
             prompt_logprobs=self._prompt_logprobs if first or self._kind != "delta" else None,
             num_cached_tokens=self._cached_tokens,
             metrics=self.times,
+            pooled=self._pooled,
         )
 
     def _named(self, entry: Logprobs) -> dict[int, Logprob]:

@@ -85,12 +85,33 @@ class Tokenizer:
         `add_special_tokens` puts the model's beginning token (and end token, if it has the habit) around the text; a
         rendered chat template already has them. Raises InvalidRequest for text that is not Unicode.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise InvalidRequest("the text holds half of a surrogate pair, which is not a character") from None
+        _check_unicode(text)
         # unlike `encode`, this keeps no offsets and lets other threads run
         return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+
+    def encode_to_pool(
+        self, text: str, second: str | None = None, *, most: int | None = None, add_special_tokens: bool = True
+    ) -> tuple[list[int], int | None]:
+        """One text, or two to be compared, as an encoder reads them; and where the second segment begins, if any.
+
+        most: cut to so many tokens, those that the tokenizer adds included; of a pair the second text is cut. Raises
+        InvalidRequest for text that is not Unicode, or where no token of a text would be left.
+        """
+        encoding = self._encoding(text)
+        pair = None if second is None else self._encoding(second)
+        if most is not None:
+            added = self._backend.num_special_tokens_to_add(pair is not None) if add_special_tokens else 0
+            room = most - added - (len(encoding.ids) if pair is not None else 0)
+            if room < 1:
+                message = f"cut to {most} tokens, nothing of the text is left"
+                raise InvalidRequest(message, param="truncate_prompt_tokens", code="invalid_value")
+            (pair or encoding).truncate(room)
+        whole = self._backend.post_process(encoding, pair, add_special_tokens)
+        return whole.ids, whole.type_ids.index(1) if 1 in whole.type_ids else None
+
+    def _encoding(self, text: str) -> Any:
+        _check_unicode(text)
+        return self._backend.encode_batch_fast([text], add_special_tokens=False)[0]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence; bytes that are no UTF-8 become U+FFFD."""
@@ -115,6 +136,13 @@ class Tokenizer:
         return raw[1:] if self._spelling.strips_start and raw.startswith(b" ") else raw
 
 
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest("the text holds half of a surrogate pair, which is not a character") from None
+
+
 class _Spelling(NamedTuple):
     """How a vocabulary writes bytes."""
 
@@ -134,6 +162,9 @@ def _spelling(decoder: Any) -> _Spelling:
         mark = steps[0]["replacement"]
         strips = steps[0].get("prepend_scheme", "always") != "never"
         return _Spelling(lambda token: token.replace(mark, " ").encode(), strips, (mark.encode(), b" "))
+    if kinds == ["WordPiece"]:
+        prefix = steps[0]["prefix"]
+        return _Spelling(lambda token: _word_piece_bytes(token, prefix), strips_start=True)
     if kinds == ["None"]:
         return _Spelling(lambda token: b" " + token.encode(), strips_start=True)
     if (
@@ -148,6 +179,10 @@ def _spelling(decoder: Any) -> _Spelling:
             (mark.encode(), space.encode()),
         )
     raise CheckpointError(f"the tokenizer decodes by {' + '.join(kinds)}, which octavo does not know")
+
+
+def _word_piece_bytes(token: str, prefix: str) -> bytes:
+    return token.removeprefix(prefix).encode() if token.startswith(prefix) else b" " + token.encode()
 
 
 def _byte_level_alphabet() -> dict[str, int]:

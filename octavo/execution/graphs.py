@@ -19,7 +19,7 @@ from octavo.execution.batch import Batch
 from octavo.kernels import cpu
 from octavo.layers.attention.backend import AttentionBackend, AttentionMetadata, LayerCache
 from octavo.layers.attention.paged import PagedAttention
-from octavo.models.decoder import Decoder
+from octavo.models.registry import Model
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class StepGraph(Protocol):
 class Eager:
     """Runs the model's Python, op by op."""
 
-    def __init__(self, model: Decoder, attention: AttentionBackend, caches: Sequence[LayerCache]) -> None:
+    def __init__(self, model: Model, attention: AttentionBackend, caches: Sequence[LayerCache]) -> None:
         self._model = model
         self._attention = attention
         self._caches = caches
@@ -50,7 +50,7 @@ class Recorded:
     Raises NotRecordable, as for a model that computes anything outside `octavo.kernels.ops`.
     """
 
-    def __init__(self, model: Decoder, caches: Sequence[LayerCache], max_tokens: int, otherwise: StepGraph) -> None:
+    def __init__(self, model: Model, caches: Sequence[LayerCache], max_tokens: int, otherwise: StepGraph) -> None:
         from octavo.kernels.recording import Recorder
 
         self._model = model
@@ -89,7 +89,7 @@ def _placeholder() -> AttentionMetadata:
     return AttentionMetadata(empty[0], empty[0], empty, torch.zeros(1, dtype=torch.int64))
 
 
-def make_graph(model: Decoder, attention: AttentionBackend, caches: Sequence[LayerCache], max_tokens: int) -> StepGraph:
+def make_graph(model: Model, attention: AttentionBackend, caches: Sequence[LayerCache], max_tokens: int) -> StepGraph:
     """The fastest way to run this model's steps on the device its caches are on."""
     eager = Eager(model, attention, caches)
     if not (caches[0].k.is_cpu and cpu.available()):

@@ -15,9 +15,11 @@ from torch import Tensor
 from octavo.execution.batch import Batch, BlockTables
 from octavo.execution.graphs import make_graph
 from octavo.execution.kv_cache import KVCache
+from octavo.execution.pooler import Pooler
 from octavo.execution.sampler import Sampler, contained, logprobs
 from octavo.layers.attention.paged import PagedAttention
 from octavo.models.decoder import Decoder
+from octavo.models.registry import Model
 from octavo.plan import Row, RowResult, StepPlan, StepResult
 from octavo.request import Logprobs
 
@@ -28,29 +30,29 @@ class ModelRunner:
     """Holds what lives between steps: block tables, sampling histories, the KV cache."""
 
     @torch.inference_mode()
-    def __init__(
-        self, model: Decoder, cache: KVCache, max_model_len: int, max_tokens: int, device: torch.device
-    ) -> None:
+    def __init__(self, model: Model, cache: KVCache, max_model_len: int, max_tokens: int, device: torch.device) -> None:
         self._model = model
         self._cache = cache
         self._tables = BlockTables(-(-max_model_len // cache.block_size), device, cache.block_size)
         self._sampler = Sampler()
+        self._pooler = Pooler(model)
         self._graph = make_graph(model, PagedAttention(), cache.caches, max_tokens)
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
         for sequence_id in plan.removed:
-            self._sampler.remove(sequence_id)
+            (self._pooler if sequence_id in self._pooler else self._sampler).remove(sequence_id)
         for spec in plan.added:
-            self._sampler.add(spec)
+            (self._sampler if spec.pooling is None else self._pooler).add(spec)
         self._tables.apply(plan)
         self._cache.copy(plan.copies)
         if not plan.rows:
             return StepResult(plan.step, [])
         batch = self._tables.batch(plan.rows)
+        self._pooler.mark(plan.rows, batch)
         hidden_TE = self._graph.replay(batch)
-        results = self._draw(plan.rows, batch, hidden_TE)
-        return StepResult(plan.step, self._with_prompt_logprobs(plan.rows, results, hidden_TE, batch))
+        results = self._with_prompt_logprobs(plan.rows, self._draw(plan.rows, batch, hidden_TE), hidden_TE, batch)
+        return StepResult(plan.step, results + self._pooler.pool(plan.rows, batch, hidden_TE))
 
     def _draw(self, rows: list[Row], batch: Batch, hidden_TE: Tensor) -> dict[int, RowResult]:
         places = [place for place, row in enumerate(rows) if row.draws]
@@ -58,13 +60,19 @@ class ModelRunner:
             return {}
         drawing = [rows[place] for place in places]
         last_D = torch.from_numpy(batch.last_R[places].astype(np.int64)).to(hidden_TE.device)
-        logits_DV = self._model.logits(hidden_TE[last_D])
+        logits_DV = self._logits(hidden_TE[last_D])
         return {result.sequence_id: result for result in self._sampler.sample(drawing, logits_DV)}
+
+    def _logits(self, hidden_RE: Tensor) -> Tensor:
+        assert isinstance(self._model, Decoder)
+        return self._model.logits(hidden_RE)
 
     def _with_prompt_logprobs(
         self, rows: list[Row], results: dict[int, RowResult], hidden_TE: Tensor, batch: Batch
     ) -> list[RowResult]:
         for row, last in zip(rows, batch.last_R.tolist(), strict=True):
+            if row.sequence_id in self._pooler:
+                continue
             spec = self._sampler.spec(row.sequence_id)
             count = spec.params.prompt_logprobs
             predicted = spec.token_ids[row.start + 1 : min(row.start + len(row.token_ids) + 1, spec.prompt_length)]
@@ -85,6 +93,6 @@ class ModelRunner:
         found: list[Logprobs] = []
         for begin in range(0, len(predicted), _PROMPT_LOGPROB_CHUNK):
             end = begin + _PROMPT_LOGPROB_CHUNK
-            for logits_V, token in zip(self._model.logits(hidden_PE[begin:end]), predicted[begin:end], strict=True):
+            for logits_V, token in zip(self._logits(hidden_PE[begin:end]), predicted[begin:end], strict=True):
                 found += logprobs(logits_V, [token], count)
         return found

@@ -16,8 +16,7 @@ from octavo.errors import ConfigError
 from octavo.execution.kv_cache import GIB, KVCache, bytes_per_block, fit_context, plan_blocks, plan_kept_blocks
 from octavo.execution.model_runner import ModelRunner
 from octavo.kernels import cpu
-from octavo.models.decoder import Decoder
-from octavo.models.registry import build
+from octavo.models.registry import Model, build
 from octavo.models.weights.loader import dummy_weights, load_weights
 from octavo.models.weights.sources import open_source
 from octavo.plan import Capacity, StepPlan, StepResult
@@ -38,16 +37,18 @@ class Worker:
         block_size = config.cache.block_size
         block_bytes = bytes_per_block(model.cache_specs, block_size, dtype)
         asked = config.model.max_model_len
-        longest = model.max_position if asked in (None, -1) else min(asked or 1, model.max_position)
+        limit = longest_text(config, checkpoint, model)
+        longest = limit if asked in (None, -1) else min(asked or 1, limit)
         free = free_memory(device, config.cache.gpu_memory_utilization)
         blocks = plan_blocks(config.cache, block_bytes, free, longest, device)
-        max_model_len = fit_context(asked, model.max_position, blocks, block_size)
+        max_model_len = fit_context(asked, limit, blocks, block_size)
         self.capacity = Capacity(
             num_blocks=blocks,
             block_size=block_size,
             max_model_len=max_model_len,
             vocab_size=model.vocab_size,
             kept_blocks=plan_kept_blocks(config.cache, block_bytes, device),
+            ability=model.ability,
         )
         cache = KVCache(model.cache_specs, blocks, block_size, dtype, device)
         self._runner = ModelRunner(model, cache, max_model_len, config.scheduler.max_num_batched_tokens, device)
@@ -61,7 +62,7 @@ class Worker:
         return self._runner.run(plan)
 
 
-def _load(config: EngineConfig, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Decoder:
+def _load(config: EngineConfig, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Model:
     model = build(checkpoint.config, dtype, device)
     if checkpoint.format == "dummy":
         dummy_weights(model, config.model.seed)
@@ -70,6 +71,20 @@ def _load(config: EngineConfig, checkpoint: Checkpoint, dtype: torch.dtype, devi
         quantized = device.type == "cpu" and cpu.available() and config.model.dtype != "float32"
         load_weights(model, open_source(checkpoint, quantized))
     return model.eval()
+
+
+def longest_text(config: EngineConfig, checkpoint: Checkpoint, model: Model) -> int:
+    """Tokens that the model can take. Raises ConfigError where one was asked for that no step has room for."""
+    limit = min(model.max_position, checkpoint.pooling.longest or model.max_position)
+    if not model.ability.whole_prompts:
+        return limit
+    room = config.scheduler.max_num_batched_tokens
+    if room < min(config.model.max_model_len or 0, limit):
+        raise ConfigError(
+            f"this model computes a text in one step: --max-num-batched-tokens {room} must be at least "
+            f"--max-model-len {config.model.max_model_len}"
+        )
+    return min(limit, room)
 
 
 def choose_device(name: str) -> torch.device:

@@ -29,6 +29,7 @@ except ImportError as error:
 
 _DTYPE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _SILU, _GELU_TANH = 0, 1
+_WHOLE_ROW = -1  # as a window
 
 # MKL chooses the code of such a function at its first call, and before 2025.0 may run one of 12 bits for a thread when
 # several threads make that call at once (github.com/pytorch/pytorch/issues/188792). Here one thread makes it.
@@ -235,6 +236,7 @@ class Compiled:
         scale: float,
         window: int = 0,
         softcap: float = 0.0,
+        causal: bool = True,
     ) -> Tensor:
         tokens, heads, head_size = q_THD.shape
         _, kv_heads, block_size, _ = k_cache.shape
@@ -259,7 +261,7 @@ class Compiled:
             head_size,
             block_size,
             scale,
-            window,
+            window if causal else _WHOLE_ROW,
             softcap,
         )
         return out_THD

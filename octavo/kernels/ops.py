@@ -52,6 +52,7 @@ class Kernels(Protocol):
         scale: float,
         window: int,
         softcap: float,
+        causal: bool,
     ) -> Tensor: ...
     def sample(self, logits_RV: Tensor, draws: Draws) -> tuple[list[int], list[float]]: ...
 
@@ -136,16 +137,18 @@ def paged_attention(
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
+    causal: bool = True,
 ) -> Tensor:
-    """Causal attention of every row's new tokens over its own paged context; keys are already in the caches.
+    """Attention of every row's new tokens over its own paged context; keys are already in the caches.
 
     Row r has tokens query_start[r] … query_start[r+1]-1 (int32, R+1), the last ones of its seq_lens[r] (int32); logical
-    block i of its context lies in physical block block_tables[r, i] (int32). With `window` a query sees that many keys,
-    its own included; with `softcap` scores are c · tanh(score / c). Query head h reads key/value head h // (H/G).
+    block i of its context lies in physical block block_tables[r, i] (int32). A query sees the keys up to its own, with
+    `window` so many of them, its own included; without `causal` (and then without window) all of its row's. With
+    `softcap` scores are c · tanh(score / c). Query head h reads key/value head h // (H/G).
     Table entries past a row's length and cache slots never written are not looked at.
     """
     return kernels_for(q_THD).paged_attention(
-        q_THD, k_cache, v_cache, query_start, seq_lens_R, block_tables, scale, window, softcap
+        q_THD, k_cache, v_cache, query_start, seq_lens_R, block_tables, scale, window, softcap, causal
     )
 
 

@@ -106,6 +106,7 @@ def paged_attention(
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
+    causal: bool = True,
 ) -> Tensor:
     starts, lengths = query_start.tolist(), seq_lens_R.tolist()
     kv_heads, block_size = k_cache.size(1), k_cache.size(2)
@@ -122,8 +123,9 @@ def paged_attention(
         count = q_HTD.size(1)
         key = torch.arange(length, device=q_THD.device)
         query = torch.arange(length - count, length, device=q_THD.device).unsqueeze(1)
-        visible = (key <= query) & ((key > query - window) if window else True)
-        weights = scores.masked_fill(~visible, -torch.inf).softmax(-1).view(kv_heads, -1, length)
+        if causal:
+            scores = scores.masked_fill((key > query) | ((key <= query - window) if window else False), -torch.inf)
+        weights = scores.softmax(-1).view(kv_heads, -1, length)
         out_THD[tokens] = (weights @ v_GSD).view_as(q_HTD).transpose(0, 1).to(q_THD.dtype)
     return out_THD
 

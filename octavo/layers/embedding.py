@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from octavo.layers.linear import Linear
+from octavo.layers.norm import LayerNorm
 from octavo.layers.part import Part
 from octavo.layers.quantization.scheme import Dense
 
@@ -41,6 +42,36 @@ class PositionedEmbedding(Part):
         x_TE: Tensor = self.tokens(token_ids_T, positions_T)
         x_TE += self.positions(positions_T, positions_T)
         return x_TE
+
+
+class SegmentedEmbedding(Part):
+    """A vector per token, one per position and one per segment of the text, normed.
+
+    A token id counts from the vocabulary's end on again in the second segment: V + id. The first position has the
+    number `first_position`.
+    """
+
+    def __init__(
+        self, tokens: Embedding, positions: Embedding, segments: Embedding, norm: LayerNorm, first_position: int = 0
+    ) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.positions = positions
+        self.segments = segments
+        self.norm = norm
+        self.first_position = first_position
+
+    @property
+    def matrix(self) -> Linear:
+        return self.tokens.matrix
+
+    def forward(self, token_ids_T: Tensor, positions_T: Tensor) -> Tensor:
+        vocabulary = self.tokens.matrix.out_features
+        places_T = positions_T + self.first_position
+        segments_T = (token_ids_T // vocabulary).clamp(max=self.segments.matrix.out_features - 1)
+        x_TE: Tensor = self.tokens(token_ids_T % vocabulary, positions_T)
+        x_TE += self.segments(segments_T, positions_T)
+        return self.norm.add(self.positions(places_T, places_T), x_TE)
 
 
 class Head(Part):

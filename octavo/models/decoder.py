@@ -20,6 +20,7 @@ from octavo.layers.norm import LayerNorm, RMSNorm
 from octavo.layers.part import Part
 from octavo.layers.quantization.scheme import Dense
 from octavo.models.weights.slots import Names
+from octavo.plan import Ability
 
 Norm = RMSNorm | LayerNorm
 
@@ -92,6 +93,10 @@ class Decoder(Part):
         self.vocab_size = embedding.matrix.out_features
         self._layers = tuple(layers)
         self._next_norms = (*(layer.attention_norm for layer in layers[1:]), norm)
+
+    @property
+    def ability(self) -> Ability:
+        return Ability(width=self.embedding.matrix.in_features)
 
     def forward(
         self, token_ids_T: Tensor, positions_T: Tensor, attention: AttentionBackend, caches: Sequence[LayerCache]

@@ -12,9 +12,13 @@ from typing import Any
 
 import torch
 
+from octavo.checkpoint.checkpoint import shown
 from octavo.errors import CheckpointError
 from octavo.models.decoder import Decoder
+from octavo.models.encoder import Encoder
 from octavo.models.fields import Fields
+
+Model = Decoder | Encoder
 
 #: model_type → the module in this package that builds it.
 FAMILIES: Mapping[str, str] = {
@@ -26,17 +30,22 @@ FAMILIES: Mapping[str, str] = {
     "gemma3": "gemma",
     "gemma3_text": "gemma",
     "gpt2": "gpt2",
+    "bert": "bert",
+    "roberta": "bert",
+    "xlm-roberta": "bert",
 }
+_ENCODERS = ("bert",)
 _GENERATIVE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+_ENCODING = ("Model", "ForSequenceClassification", "ForMaskedLM", "ForPreTraining")
 
 
-def build(config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> Decoder:
+def build(config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> Model:
     """The model of a config (in the shape of Hugging Face's config.json), its weights not yet filled."""
     fields = _checked(config)
     module = import_module(f"octavo.models.{FAMILIES[fields.model_type]}")
-    outline: Decoder = module.build(fields, dtype, torch.device("meta"))
+    outline: Model = module.build(fields, dtype, torch.device("meta"))
     _check_memory(outline, device)
-    model: Decoder = module.build(fields, dtype, device)
+    model: Model = module.build(fields, dtype, device)
     return model.eval()
 
 
@@ -53,12 +62,15 @@ def _checked(config: dict[str, Any]) -> Fields:
             f"weights quantized with {method!r} are not supported; use the unquantized checkpoint or GGUF"
         )
     names = config.get("architectures")
-    if isinstance(names, list) and names and not any(str(name).endswith(_GENERATIVE) for name in names):
-        raise CheckpointError(f"{names[0]} does not generate text; octavo serves {', '.join(_GENERATIVE)} models")
+    encodes = FAMILIES[model_type] in _ENCODERS
+    served = _ENCODING if encodes else _GENERATIVE
+    if isinstance(names, list) and names and not any(str(name).endswith(served) for name in names):
+        what = "is no encoder of texts" if encodes else "does not generate text"
+        raise CheckpointError(f"{shown(names[0])} {what}; octavo serves {', '.join(served)} models of this family")
     return Fields(config, model_type)
 
 
-def _check_memory(outline: Decoder, device: torch.device) -> None:
+def _check_memory(outline: Model, device: torch.device) -> None:
     needed = sum(tensor.nbytes for tensor in (*outline.parameters(), *outline.buffers()))
     if device.type == "cuda":
         present = torch.cuda.get_device_properties(device).total_memory

@@ -23,7 +23,7 @@ from octavo.scheduling.sequence import Group, Hypothesis, Sequence
 class Scheduler:
     """Requests in, step plans out. Holds every live sequence in exactly one of `waiting` and `running`.
 
-    hash_seed: random bytes that make this process's prefix keys unguessable.
+    hash_seed: random bytes that make this process's prefix keys unguessable. whole_prompts: none is computed in pieces.
     """
 
     def __init__(
@@ -36,12 +36,15 @@ class Scheduler:
         kept_blocks: int | None = None,
         enable_prefix_caching: bool = True,
         hash_seed: bytes = b"",
+        whole_prompts: bool = False,
     ) -> None:
+        assert not whole_prompts or max_model_len <= config.max_num_batched_tokens
         self.config = config
         self.max_model_len = max_model_len
         self.block_size = block_size
         self.pool = BlockPool(num_blocks, kept_blocks)
-        self.prefix_cache = PrefixCache(self.pool, block_size, hash_seed, enable_prefix_caching)
+        self.whole_prompts = whole_prompts
+        self.prefix_cache = PrefixCache(self.pool, block_size, hash_seed, enable_prefix_caching and not whole_prompts)
         self.waiting: list[Sequence] = []  # both in the policy's order
         self.running: list[Sequence] = []
         self.preemptions = 0
@@ -71,11 +74,10 @@ class Scheduler:
         One that resumes was accepted before: it is queued however many wait, and goes on where it was.
         """
         length = len(request.prompt_token_ids)
-        if not 0 < length < self._capacity:
-            raise ContextTooLong(
-                f"the prompt has {length} tokens; with at least one token of output 1 to {self._capacity - 1} fit",
-                param="prompt",
-            )
+        most = self._capacity - (request.pooling is None)
+        if not 0 < length <= most:
+            output = "" if request.pooling else "with at least one token of output "
+            raise ContextTooLong(f"the prompt has {length} tokens; {output}1 to {most} fit", param="prompt")
         if request.resumes is None:
             self._check_queue(length)
         key = self._policy(request, self._arrivals)
@@ -156,7 +158,7 @@ class Scheduler:
                 break
             self._adopt_prefix(sequence)
             count = self._share(sequence, budget)
-            if not self._grow(plan, sequence, count, reserve=self._reserve if self.running else 0):
+            if not count or not self._grow(plan, sequence, count, reserve=self._reserve if self.running else 0):
                 self._give_up_blocks(sequence)
                 break
             self.waiting.remove(sequence)
@@ -166,6 +168,8 @@ class Scheduler:
             budget -= count
 
     def _share(self, sequence: Sequence, budget: int) -> int:
+        if self.whole_prompts:
+            return sequence.missing if sequence.missing <= budget else 0
         cap = self.config.long_prefill_token_threshold
         alone = len(self.running) + len(self.waiting) == 1
         return min(sequence.missing, budget, cap if cap and not alone else budget)
@@ -195,7 +199,7 @@ class Scheduler:
         group = sequence.group
         draws = 0
         if end == len(sequence.tokens):
-            draws = 1 if group.forked else group.request.params.n
+            draws = 1 if group.forked else group.request.draws
         plan.rows.append(
             Row(
                 sequence_id=sequence.id,
@@ -215,6 +219,8 @@ class Scheduler:
             return
         if sequence.group.request.params.prompt_logprobs is not None and not sequence.group.forked:
             return  # the logits of every position are wanted
+        if (pooling := sequence.group.request.pooling) is not None and pooling.needs_every_position:
+            return
         usable = (len(sequence.tokens) - 1) // self.block_size
         self.prefix_cache.extend(sequence.keys, sequence.tokens, usable * self.block_size)
         sequence.blocks = self.prefix_cache.match(sequence.keys[1 : usable + 1])
@@ -261,6 +267,8 @@ class Scheduler:
                 continue
             if row.prompt_logprobs is not None and not group.forked:
                 group.prompt_logprobs[start:] = row.prompt_logprobs  # a preempted prompt starts over
+            if row.pooled is not None:
+                outputs.append(self._take_pooled(sequence, row.pooled))
             if row.token_ids:
                 outputs.extend(self._take_beams(sequence, row) if group.request.beam else self._take(sequence, row))
         self._in_flight.clear()
@@ -292,6 +300,17 @@ class Scheduler:
             if reason is not None:
                 self._end_sequence(member)
         return outputs
+
+    def _take_pooled(self, sequence: Sequence, pooled: bytes) -> Output:
+        """The prompt is computed, and nothing follows it."""
+        group = sequence.group
+        self._end_sequence(sequence)
+        return Output(
+            request_id=group.request.request_id,
+            finish_reason="stop",
+            cached_tokens=group.cached_tokens or 0,
+            pooled=pooled,
+        )
 
     def _take_beams(self, sequence: Sequence, row: RowResult) -> list[Output]:
         """A beam's candidates arrived; once every sibling's are here, the best continuations live on."""

@@ -65,6 +65,7 @@ class Sequence:
             end_token_ids=request.end_token_ids,
             bad_words=request.bad_words,
             candidates=2 * request.beam.beam_width if request.beam else 0,
+            pooling=request.pooling,
         )
 
 

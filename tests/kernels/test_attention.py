@@ -31,7 +31,7 @@ def threads() -> Iterator[None]:
     kv_heads=st.integers(1, 3),
     head_size=st.sampled_from([2, 8, 16, 20, 64, 80, 128]),
     block_size=st.sampled_from([1, 4, 16, 128]),
-    window=st.sampled_from([0, 1, 17, 64, 100]),
+    window=st.sampled_from([0, 1, 17, 64, 100, None]),
     softcap=st.sampled_from([0.0, 1.5]),
     dtype=st.sampled_from(list(TOLERANCE)),
 )
@@ -42,18 +42,20 @@ def test_agrees_with_plain_torch(
     kv_heads: int,
     head_size: int,
     block_size: int,
-    window: int,
+    window: int | None,
     softcap: float,
     dtype: torch.dtype,
 ) -> None:
+    """Window None: every query sees the whole row."""
     contexts = [
         (Context.random(seed, new + past, group * kv_heads, kv_heads, head_size, dtype), past, new + past)
         for seed, (new, past) in enumerate(rows)
     ]
     inputs = paged(contexts, block_size)
     scale = head_size**-0.5
-    got = cpu.compiled.paged_attention(*inputs, scale, window, softcap)
-    expected = reference.paged_attention(*inputs, scale, window, softcap)
+    seen = (window or 0, softcap, window is not None)
+    got = cpu.compiled.paged_attention(*inputs, scale, *seen)
+    expected = reference.paged_attention(*inputs, scale, *seen)
     torch.testing.assert_close(got, expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
@@ -80,6 +82,20 @@ def test_bits_do_not_depend_on_chunks_batch_blocks_or_threads(
     cpu.use_threads(1)
     assert torch.equal(attend((context, 0, length)), whole)
     assert torch.equal(attend((context, 1299, length)), whole[1299:])
+
+
+def test_bits_of_a_whole_text_do_not_depend_on_batch_blocks_or_threads(isa: str, threads: None) -> None:
+    context = Context.random(8, 600, 4, 4, 32, torch.bfloat16)
+    other = Context.random(9, 90, 4, 4, 32, torch.bfloat16)
+
+    def attend(*contexts: Context, block_size: int = 16) -> torch.Tensor:
+        rows = [(each, 0, len(each.q_SHD)) for each in contexts]
+        return cpu.compiled.paged_attention(*paged(rows, block_size, seed=len(rows)), 0.11, causal=False)
+
+    whole = attend(context)
+    assert torch.equal(attend(other, context, other, block_size=4)[90:690], whole)
+    cpu.use_threads(1)
+    assert torch.equal(attend(context), whole)
 
 
 def test_queries_may_be_a_view_of_a_wider_row(isa: str) -> None:

@@ -115,7 +115,7 @@ void check_attention() {
   int64_t elements = rows * blocks * kv_heads * block_size * head_size;
   Memory q = numbers(dtype, strided(tokens, stride, heads * head_size));
   Memory k = numbers(dtype, elements), v = numbers(dtype, elements);
-  int64_t window = chance(0.5) ? 0 : one_of({1, 7, 64, 100, 700});
+  int64_t window = chance(0.5) ? 0 : one_of({-1, 1, 7, 64, 100, 700});
   float softcap = chance(0.3) ? 30.f : 0.f;
   both_ways(tokens * heads * head_size * size_of(dtype), [&](void* out) {
     paged_attention({dtype, q.as(), stride, k.as(), v.as(), query_start.data(), seq_lens.data(), tables.data(), blocks,

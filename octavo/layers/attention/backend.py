@@ -38,11 +38,15 @@ class AttentionMetadata:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionSpec:
-    """How a layer attends: scores are multiplied by `scale`, `window` keys are seen (0: all), `softcap` 0 is none."""
+    """How a layer attends: scores are multiplied by `scale`, `window` keys are seen (0: all), `softcap` 0 is none.
+
+    Without `causal` every token sees its whole text, so a text must be computed in one step.
+    """
 
     scale: float
     window: int = 0
     softcap: float = 0.0
+    causal: bool = True
 
 
 class AttentionBackend(Protocol):

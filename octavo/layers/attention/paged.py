@@ -29,4 +29,5 @@ class PagedAttention:
             spec.scale,
             spec.window,
             spec.softcap,
+            spec.causal,
         )

@@ -18,7 +18,7 @@ from octavo.layers.linear import Linear
 from octavo.layers.norm import LayerNorm, RMSNorm
 from octavo.layers.quantization.packed import QuantizedRows, pack
 from octavo.layers.rotary import HeadNorm
-from octavo.models.decoder import Decoder
+from octavo.models.registry import Model
 from octavo.models.weights.slots import To
 
 _SHOWN = 3  # names in an error message
@@ -77,7 +77,7 @@ class _Quantized:
 
 
 @torch.no_grad()
-def load_weights(model: Decoder, source: Iterable[tuple[str, Tensor | QuantizedRows]]) -> None:
+def load_weights(model: Model, source: Iterable[tuple[str, Tensor | QuantizedRows]]) -> None:
     """Every tensor to its place, every place filled. Raises CheckpointError naming the tensor."""
     slots = _slots(model)
     missing = dict.fromkeys(slots)
@@ -102,7 +102,7 @@ def load_weights(model: Decoder, source: Iterable[tuple[str, Tensor | QuantizedR
     quantized.place()
 
 
-def _slots(model: Decoder) -> dict[str, _Slot]:
+def _slots(model: Model) -> dict[str, _Slot]:
     """By canonical tensor name."""
     slots: dict[str, _Slot] = {}
     for name, to in model.names.targets.items():
@@ -121,7 +121,7 @@ def _views(module: nn.Module, part: str | None) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def dummy_weights(model: Decoder, seed: int = 0) -> None:
+def dummy_weights(model: Model, seed: int = 0) -> None:
     """Random weights of sane size, the same for the same seed: activations neither vanish nor explode."""
     random = torch.Generator(next(model.parameters()).device).manual_seed(seed)
     for module in model.modules():
