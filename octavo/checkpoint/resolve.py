@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from octavo.checkpoint import embedded, folder, hub
@@ -17,7 +16,7 @@ def resolve(model: ModelConfig) -> Checkpoint:
         return _embedded(embedded.DEFAULT, embedded.DEFAULT.name, model)
     path = Path(model.model).expanduser()
     if model.model and _exists(path):
-        return folder.open_path(path, _name_of(path), model.load_format)
+        return folder.open_path(path, folder.name_of(path), model.load_format)
     if (known := embedded.EMBEDDED.get(model.model.lower())) is not None:
         return _embedded(known, model.model, model)
     if (hub_id := hub.parse(model.model)) is None:
@@ -26,14 +25,7 @@ def resolve(model: ModelConfig) -> Checkpoint:
 
 
 def _embedded(known: embedded.EmbeddedModel, name: str, model: ModelConfig) -> Checkpoint:
-    found = folder.open_path(embedded.fetch(known), name, model.load_format)
-    return replace(found, generation_config={**known.generation_config, **found.generation_config})
-
-
-def _name_of(path: Path) -> str:
-    """What clients call a local model: its own name, never the server's folders."""
-    whole = path.resolve()
-    return whole.stem if whole.suffix in (".gguf", ".json") else whole.name
+    return embedded.with_advice(folder.open_path(embedded.fetch(known), name, model.load_format), known)
 
 
 def _exists(path: Path) -> bool:

