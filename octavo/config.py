@@ -174,6 +174,10 @@ class ServerConfig:
     shutdown_timeout: float = _flag("seconds that requests in flight have to finish after SIGTERM", 30.0)
     root_path: str = _flag("path prefix that a proxy in front strips", "")
     allowed_origins: tuple[str, ...] = _flag("web origin that may call the server from a browser", ())
+    data_dir: str | None = _flag("folder for uploaded files and batches; without one the server has neither")
+    batch_concurrency: int = _flag(
+        "most requests of batches in flight; while others use the server, an eighth of them", 32
+    )
     log_level: Literal["debug", "info", "warning", "error"] = _flag("how much the server logs", "info")
 
     def __post_init__(self) -> None:
@@ -206,6 +210,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "request_timeout": (0.001, 86400.0),
     "queue_timeout": (0.001, 86400.0),
     "shutdown_timeout": (0.0, 86400.0),
+    "batch_concurrency": (1, 2**16),
 }
 
 

@@ -9,6 +9,7 @@
     │   ├── Forbidden            403      code permission_denied
     │   └── NotFound             404      unknown URL
     │       └── ModelNotFound    404      code model_not_found
+    ├── StorageFull              507  server_error            the disk has no room for what was sent
     ├── Overloaded               503  overloaded_error        queue full: try again after `retry_after` seconds
     ├── RateLimited              429  rate_limit_error        one key's share is used up: as above
     ├── RequestTimeout           408  timeout_error           the request's time is over
@@ -77,6 +78,11 @@ class NotFound(InvalidRequest):
 
 class ModelNotFound(NotFound):
     code = "model_not_found"
+
+
+class StorageFull(OctavoError):
+    status = 507
+    code = "storage_full"
 
 
 class Overloaded(OctavoError):

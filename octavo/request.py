@@ -22,6 +22,7 @@ Task = Literal["generate", "embed", "classify"]
 Pooling = Literal["last", "mean", "cls"]
 
 MAX_SEQUENCES_PER_REQUEST = 128
+BACKGROUND = 2**31  # a priority behind all that a caller may ask for: of work that nobody waits for
 MAX_LOGIT_BIAS = 100.0
 _MIN_TEMPERATURE = 0.01
 
@@ -170,7 +171,7 @@ class Request(Struct, frozen=True, kw_only=True, omit_defaults=True):
     eos_token_ids: list[int] = field(default_factory=list)
     bad_words: list[list[int]] = field(default_factory=list)  # params.bad_words as token ids
     arrival: float = 0.0  # seconds on the caller's clock; orders requests of equal priority
-    priority: int = 0  # lower is served first under the `priority` policy
+    priority: int = 0  # lower is served first under the `priority` policy; BACKGROUND is served last under each
     adapter: str | None = None
     cache_salt: str | None = None  # tenants with different salts never share cached blocks
     beam: BeamSearchParams | None = None

@@ -45,6 +45,8 @@ class Connection(HttpToolsProtocol):
         self._parsed_bytes = 0  # of complete headers
         self._head_began_in_this_chunk = False
         self._discarded = 0
+        self._body_bytes = 0  # of the request that is arriving,
+        self._body_began = 0.0  # since this moment of the loop's clock
         self._replaying = False
         self._refusal: tuple[int, str] | None = None
         self._open: list[RequestResponseCycle] = []  # without a whole answer; `cycle` is the newest of them
@@ -153,7 +155,8 @@ class Connection(HttpToolsProtocol):
             # Reading has been paused, but one chunk may hold thousands, each of which becomes kilobytes.
             raise self._stop(503, "Too many requests wait on this connection.")
         self._phase = "body"
-        self._discarded = 0
+        self._discarded = self._body_bytes = 0
+        self._body_began = self.loop.time()
         self._expect_by(self._limits.body_seconds)
         super().on_headers_complete()
         self._open = [cycle for cycle in self._open if not cycle.response_complete]
@@ -161,6 +164,7 @@ class Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         super().on_body(body)
+        self._body_bytes += len(body)
         if self.cycle.response_complete:  # already refused: let the client finish, but not for ever
             self._discarded += len(body)
             if self._discarded > self._limits.body_bytes:
@@ -192,8 +196,15 @@ class Connection(HttpToolsProtocol):
         self._deadline = None
         if self.flow.read_paused or (self._phase == "head" and self._answering):
             self._expect_by(seconds)  # it is we who do not read, or an earlier request is still being answered
+        elif self._phase == "body" and (left := self._body_seconds_left()) > 0:
+            self._expect_by(left)
         else:
             self._refuse(408, "The request did not arrive in time.")
+
+    def _body_seconds_left(self) -> float:
+        """A large body may take longer, as long as it arrives at a fair speed."""
+        allowed = self._limits.body_seconds + self._body_bytes / self._limits.body_bytes_per_second
+        return self._body_began + allowed - self.loop.time()
 
     def _stop(self, status: int, message: str) -> InvalidRequest:
         """Ends the parsing when raised from a callback; `data_received` then refuses."""

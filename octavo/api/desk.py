@@ -14,13 +14,16 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanag
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import msgspec
 from msgspec import Struct
+from starlette.datastructures import QueryParams
 
+from octavo.api.batch.service import BatchService
 from octavo.api.deadline import Deadline
 from octavo.api.limits import LOGGED_FIELDS, LOGGED_NAME_LENGTH, Limits
 from octavo.api.tenants import Tenant
 from octavo.api.traffic import Traffic
-from octavo.api.wire import decode
+from octavo.api.wire import decode, explain
 from octavo.errors import Overloaded
 from octavo.face import Known, Models, Served
 
@@ -93,7 +96,9 @@ class Desk:
     ignored: IgnoredFields = field(default_factory=IgnoredFields)
     traffic: Traffic = field(default_factory=Traffic)
     anyone: Tenant = field(default_factory=Tenant)  # whose a request without a key is, where none is needed
+    batch: BatchService | None = None  # if the server has a data folder
     in_flight: int = 0  # accepted requests without an outcome yet, each prompt of a request being one
+    in_background: int = 0  # how many of those are lines of batches
     bodies: Bodies = field(init=False)
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -133,17 +138,17 @@ class Desk:
         self._check_room(1)
 
     @contextmanager
-    def accept(self) -> Iterator[None]:
+    def accept(self, background: bool = False) -> Iterator[None]:
         """The life of an accepted request. Raises what `check` raises."""
         self.check()
-        with self._count(1):
+        with self._count(1, background):
             yield
 
     @contextmanager
-    def accept_more(self, count: int) -> Iterator[None]:
+    def accept_more(self, count: int, background: bool = False) -> Iterator[None]:
         """So many more that an accepted request turned out to be, even while the server drains. Raises Overloaded."""
         self._check_room(count)
-        with self._count(count):
+        with self._count(count, background):
             yield
 
     def _check_room(self, count: int) -> None:
@@ -155,18 +160,26 @@ class Desk:
         )
 
     @contextmanager
-    def _count(self, count: int) -> Iterator[None]:
+    def _count(self, count: int, background: bool) -> Iterator[None]:
         self.in_flight += count
-        self._idle.clear()
+        self.in_background += count * background
+        if self.used:
+            self._idle.clear()
         try:
             yield
         finally:
             self.in_flight -= count
-            if not self.in_flight:
+            self.in_background -= count * background
+            if not self.used:
                 self._idle.set()
 
+    @property
+    def used(self) -> bool:
+        """Whether anybody waits for an answer; a batch does not, it goes on when the server is there again."""
+        return self.in_flight > self.in_background
+
     async def idle(self) -> None:
-        """Until no accepted request is left."""
+        """Until nobody waits for an answer any more."""
         await self._idle.wait()
 
 
@@ -177,6 +190,14 @@ class Tally:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BodyStream:
+    """A body as it arrives. Reading it raises RequestTooLarge where it exceeds the limit it was made with."""
+
+    content_type: str
+    parts: AsyncIterator[bytes]
 
 
 @dataclass(slots=True)
@@ -190,11 +211,21 @@ class Call:
     body: bytes
     path_params: dict[str, Any]
     leases: AsyncExitStack  # closed when the answer is over
+    query_string: bytes = b""
+    stream: BodyStream | None = None  # instead of `body`, for an operation that takes a form
+    background: bool = False  # a line of a batch: others go first
     tally: Tally = field(default_factory=Tally)
 
     async def read(self, shape: type[T], unsupported: Mapping[str, str] | None = None) -> T:
         """The body as a struct, as `decode` reads it. Raises InvalidRequest."""
         return await decode(self.body, shape, unsupported, self.desk.ignored.note)
+
+    def query(self, shape: type[T]) -> T:
+        """The query's parameters as a struct. Raises InvalidRequest."""
+        try:
+            return msgspec.convert(dict(QueryParams(self.query_string)), shape, strict=False)
+        except msgspec.ValidationError as error:
+            raise explain(str(error)) from None
 
     async def model(self, name: str | None, user: str | None = None) -> Served:
         """The model to answer with, this request's until the answer is over. Raises as `Desk.lease` does.
@@ -213,5 +244,5 @@ class Call:
         if prompts == 1:
             yield
             return
-        with self.desk.accept_more(prompts - 1), self.tenant.request(prompts - 1):
+        with self.desk.accept_more(prompts - 1, self.background), self.tenant.request(prompts - 1):
             yield

@@ -19,9 +19,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo.api.deadline import Deadline
-from octavo.api.desk import Call, Desk, ShuttingDown
+from octavo.api.desk import BodyStream, Call, Desk, ShuttingDown
 from octavo.api.dialect import error_event, error_response
-from octavo.api.limits import too_large
+from octavo.api.limits import FORM_BYTES, too_large
 from octavo.api.operation import Operation
 from octavo.api.stream import STREAMED
 from octavo.api.tenants import Tenant
@@ -41,7 +41,8 @@ class ClientLeft(Exception):
 class Endpoint:
     """An operation's ASGI app: reads the body within the limits, runs the handler, answers for its failures.
 
-    What takes a body is work: it is accepted only if the desk and the tenant's share have room for it.
+    What takes a JSON body is work: it is accepted only if the desk and the tenant's share have room for it. A form is
+    not read here: its handler gets it as it arrives.
     """
 
     def __init__(self, operation: Operation, desk: Desk) -> None:
@@ -70,42 +71,73 @@ class Endpoint:
         tenant = scope["state"].get("tenant", self.desk.anyone)
         if self.operation.for_admins and tenant.role != "admin":
             raise Forbidden("This key may not do that: it is not an administrator's.")
+        call = self._call(tenant, scope)
         if self.operation.takes is None:
-            await self._answer(tenant, self._deadline(), b"", scope, receive, answer)
+            await self._answer(call, scope, receive, answer)
+            return
+        if self.operation.media != "application/json":
+            await self._take_in(call, scope, receive, answer)
             return
         self.desk.check()  # before the body is read: a refusal costs next to nothing
         tenant.check()
-        deadline = self._deadline()
         with tenant.request(), self.desk.bodies.receive() as grow:
-            body = await _read(scope, receive, self.desk.limits.body_bytes, grow)
-            with self.desk.accept():  # only now: who sends slowly takes no place from others, nor holds up a shutdown
-                await self._answer(tenant, deadline, body, scope, receive, answer)
+            call.body = await _read(scope, receive, self.desk.limits.body_bytes, grow)
+            with self.desk.accept(call.background):  # only now: who sends slowly takes no place, nor holds up a shutdown
+                await self._answer(call, scope, receive, answer)
 
-    def _deadline(self) -> Deadline:
-        return Deadline(self.desk.limits.request_seconds, self.desk.limits.queue_seconds)
+    def _call(self, tenant: Tenant, scope: Scope) -> Call:
+        return Call(
+            desk=self.desk,
+            tenant=tenant,
+            deadline=Deadline(self.desk.limits.request_seconds, self.desk.limits.queue_seconds),
+            request_id=scope["state"]["request_id"],
+            body=b"",
+            path_params=scope.get("path_params", {}),
+            leases=AsyncExitStack(),
+            query_string=scope.get("query_string", b""),
+            background=scope["state"].get("background", False),
+        )
 
-    async def _answer(
-        self, tenant: Tenant, deadline: Deadline, body: bytes, scope: Scope, receive: Receive, answer: Answer
-    ) -> None:
-        request_id, path_params = scope["state"]["request_id"], scope.get("path_params", {})
-        async with cancelled_by_disconnect(receive, answer), deadline, AsyncExitStack() as leases:
-            call = Call(self.desk, tenant, deadline, request_id, body, path_params, leases)
+    async def _answer(self, call: Call, scope: Scope, receive: Receive, answer: Answer) -> None:
+        async with cancelled_by_disconnect(receive, answer), call.deadline, call.leases:
             response = await self.operation.handler(call)
             await response(scope, receive, answer.send)
+
+    async def _take_in(self, call: Call, scope: Scope, receive: Receive, answer: Answer) -> None:
+        """A form: its handler reads it, and so learns by itself that the client is gone."""
+        if self.desk.draining:
+            raise ShuttingDown("The server is shutting down.")
+        call.tenant.check()
+        headers = Headers(scope=scope)
+        _check_media(headers, self.operation.media)
+        most = self.desk.limits.file_bytes + FORM_BYTES
+        _check_length(headers, most)
+        call.stream = BodyStream(headers["content-type"], _parts(receive, most))
+        with call.tenant.request():
+            async with call.deadline, call.leases:
+                response = await self.operation.handler(call)
+                await response(scope, receive, answer.send)
 
 
 async def _read(scope: Scope, receive: Receive, most: int, grow: Callable[[int], None]) -> bytes:
     """The body, of `most` bytes at most. `grow` is told its size as it arrives, and may raise."""
     headers = Headers(scope=scope)
-    _check_media(headers)
-    declared = headers.get("content-length", "0")
-    if not declared.isdecimal():
-        raise InvalidRequest("Content-Length must be a number of bytes.")
-    if int(declared[:18]) > most:
-        raise too_large(most)
+    _check_media(headers, "application/json")
+    _check_length(headers, most)
     parts: list[bytes] = []
     size = 0
-    while True:
+    async for part in _parts(receive, most):
+        size += len(part)
+        grow(size)
+        parts.append(part)
+    return b"".join(parts)
+
+
+async def _parts(receive: Receive, most: int) -> AsyncIterator[bytes]:
+    """A body of `most` bytes at most, as it arrives."""
+    size = 0
+    more = True
+    while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientLeft
@@ -113,16 +145,23 @@ async def _read(scope: Scope, receive: Receive, most: int, grow: Callable[[int],
         size += len(part)
         if size > most:
             raise too_large(most)
-        grow(size)
-        parts.append(part)
-        if not message.get("more_body", False):
-            return b"".join(parts)
+        yield part
+        more = message.get("more_body", False)
 
 
-def _check_media(headers: Headers) -> None:
+def _check_length(headers: Headers, most: int) -> None:
+    declared = headers.get("content-length", "0")
+    if not declared.isdecimal():
+        raise InvalidRequest("Content-Length must be a number of bytes.")
+    if int(declared[:18]) > most:
+        raise too_large(most)
+
+
+def _check_media(headers: Headers, wanted: str) -> None:
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise UnsupportedMedia("The body must be JSON; send the header `Content-Type: application/json`.")
+    if kind != wanted:
+        what = "JSON" if wanted == "application/json" else "a form"
+        raise UnsupportedMedia(f"The body must be {what}; send the header `Content-Type: {wanted}`.")
     if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
         raise UnsupportedMedia("Compressed request bodies are not supported; send the body as it is.")
 

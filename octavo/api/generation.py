@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from octavo.api.desk import Call
-from octavo.api.tenants import Tenant
 from octavo.face import Engine
-from octavo.request import BeamSearchParams, FinishReason, Logprob, RequestOutput, SamplingParams
+from octavo.request import BACKGROUND, BeamSearchParams, FinishReason, Logprob, RequestOutput, SamplingParams
 
 T = TypeVar("T")
 PromptLogprobs = list[dict[int, Logprob] | None]
@@ -74,7 +73,7 @@ async def deltas(call: Call, engine: Engine, jobs: Sequence[Job]) -> AsyncGenera
     with call.running(len(jobs)), call.tenant.charge(tally.prompt_tokens):
         call.deadline.await_first_token()
         opened: set[int] = set()
-        async with aclosing(merge([_outputs(call.tenant, engine, job) for job in jobs])) as outputs:
+        async with aclosing(merge([_outputs(call, engine, job) for job in jobs])) as outputs:
             async for which, output in outputs:
                 call.deadline.first_token()
                 job = jobs[which]
@@ -97,13 +96,13 @@ async def deltas(call: Call, engine: Engine, jobs: Sequence[Job]) -> AsyncGenera
                     )
 
 
-def _outputs(tenant: Tenant, engine: Engine, job: Job) -> AsyncGenerator[RequestOutput, None]:
+def _outputs(call: Call, engine: Engine, job: Job) -> AsyncGenerator[RequestOutput, None]:
     outputs = engine.generate(
         job.prompt_token_ids,
         job.params,
         job.request_id,
-        priority=job.priority,
-        cache_salt=tenant.salt(job.cache_salt),
+        priority=BACKGROUND if call.background else job.priority,
+        cache_salt=call.tenant.salt(job.cache_salt),
         output_kind="delta",
     )
     assert isinstance(outputs, AsyncGenerator)  # closing it is how a request is aborted

@@ -155,6 +155,10 @@ class Keyring:
                 found = tenant  # and on: leaving early would tell where
         return found
 
+    def named(self, name: str) -> Tenant | None:
+        """Whose key has this name."""
+        return next((tenant for _, tenant in (*self._of_flags, *self._of_file) if tenant.name == name), None)
+
     async def watch(self) -> None:
         """Have the file read again within a second of a change, until cancelled."""
         while True:

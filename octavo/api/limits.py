@@ -29,6 +29,7 @@ class Limits:
     header_seconds: float = 15.0  # 408; from a connection's first moment, or a later request's first byte
     body_bytes: int = 16 * 2**20  # 413
     body_seconds: float = 60.0  # 408; from the end of the headers
+    body_bytes_per_second: int = 64 * 2**10  # for each so many bytes that have arrived, a body has a second more
     small_body_bytes: int = 64 * 2**10  # larger ones share `large_bodies_bytes`
     large_bodies_bytes: int = 256 * 2**20  # 503; of all large bodies whose requests are not over
     queue_seconds: float | None = None  # 503; from arrival to the first token
@@ -36,6 +37,12 @@ class Limits:
     unread_seconds: float = 30.0  # the connection is cut; how long a client may leave a full buffer unread
     keep_alive_seconds: int = 65  # an idle connection is closed after this
     shutdown_seconds: float = 30.0  # 503; what a request in flight gets to finish after SIGTERM
+    file_bytes: int = 200 * 2**20  # 413; of an uploaded file
+    stored_files: int = 1000  # 400; that one tenant has uploaded
+    stored_bytes: int = 16 * 2**30  # 400; in those
+    free_disk_bytes: int = 2**30  # 507; that stay free on the disk of the data folder
+    batch_lines: int = 50_000  # the batch fails
+    open_batches: int = 100  # 429; of one tenant
 
     @classmethod
     def of(cls, config: ServerConfig) -> Self:
@@ -48,6 +55,10 @@ class Limits:
 
 
 JSON_TOP_LEVEL_FIELDS = 256
+FORM_BYTES = 64 * 2**10  # of an upload, besides its file
+FORM_FIELDS = 64
+FORM_FIELD_LENGTH = 1024
+FILE_NAME_LENGTH = 256
 JSON_ELEMENTS = 2**20  # commas and opening brackets, those within strings too
 MESSAGES = 4096
 CONTENT_PARTS = 1024

@@ -80,7 +80,7 @@ def _operation(each: Operation, schema_of: dict[Any, Any]) -> dict[str, Any]:
     if parameters:
         described["parameters"] = parameters
     if each.takes is not None:
-        content = {"application/json": {"schema": schema_of[each.takes]}}
+        content = {each.media: {"schema": schema_of[each.takes]}}
         described["requestBody"] = {"required": True, "content": content}
     return described
 

@@ -18,12 +18,14 @@ Handler = Callable[[Call], Awaitable[ASGIApp]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One that takes a body is work for an engine, and needs room there."""
+    """One that takes a JSON body is work for an engine, and needs room there."""
 
     method: Literal["GET", "POST", "PUT", "DELETE"]
     path: str  # `{name:path}` takes slashes too
     handler: Handler
-    takes: Any = None  # the JSON body's type; None: no body is read
+    takes: Any = None  # the body's type; None: no body is read
+    media: Literal["application/json", "multipart/form-data"] = "application/json"  # of the body; a form is streamed
+    queries: Any = None  # the type of the query's parameters
     gives: Any = None  # the JSON answer's type; None: not JSON
     events: Any = None  # the type of a stream's events, where the body may ask for one
     unsupported: Mapping[str, str] = field(default_factory=dict)  # fields that are refused, and why

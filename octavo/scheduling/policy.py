@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from octavo.config import SchedulingPolicy
-from octavo.request import Request
+from octavo.request import BACKGROUND, Request
 
 Key = tuple[float, ...]
 Policy = Callable[[Request, int], Key]  # (request, ordinal of its arrival) -> key
 
 
-def fcfs(_request: Request, ordinal: int) -> Key:
-    return (ordinal,)
+def fcfs(request: Request, ordinal: int) -> Key:
+    return (request.priority >= BACKGROUND, ordinal)
 
 
 def priority(request: Request, ordinal: int) -> Key:
