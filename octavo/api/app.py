@@ -6,8 +6,10 @@ a model is ready, /live answers and the rest says 503.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -20,14 +22,16 @@ from starlette.routing import Route
 from octavo.api import generate, probes, tokens
 from octavo.api.anthropic import messages
 from octavo.api.auth import BearerAuth, KnownOrigins
+from octavo.api.batch.service import BatchService
 from octavo.api.desk import Desk
 from octavo.api.dialect import error_response
 from octavo.api.exchange import Endpoint, RequestLog
 from octavo.api.keys import Keyring
 from octavo.api.limits import Limits
-from octavo.api.openai import chat, completions, models
+from octavo.api.openai import batches, chat, completions, files, models
 from octavo.api.openapi import with_description
 from octavo.api.operation import Operation
+from octavo.api.tenants import Tenant
 from octavo.config import ServerConfig
 from octavo.errors import InvalidRequest, NotFound
 from octavo.face import Models
@@ -40,6 +44,8 @@ _LISTED: tuple[Operation, ...] = (
     *messages.OPERATIONS,
     *tokens.OPERATIONS,
     *generate.OPERATIONS,
+    *files.OPERATIONS,
+    *batches.OPERATIONS,
 )
 OPERATIONS = with_description(_LISTED)
 
@@ -49,9 +55,21 @@ class MethodNotAllowed(InvalidRequest):
 
 
 def build_app(models: Models, config: ServerConfig, limits: Limits | None = None) -> Starlette:
-    """The app; its `state` has `keys`, to be watched, and `admin`, the app of the admin port. Raises ConfigError."""
+    """The app; its `state` has `keys`, to be watched, and `admin`, the app of the admin port. Raises ConfigError.
+
+    The desk's `batch`, if there is one, is to be run beside it and closed after it.
+    """
     desk = Desk(limits or Limits.of(config), models, created=int(time.time()))
     keys = Keyring.of(config)
+    if config.data_dir is not None:
+        desk.batch = BatchService.open(
+            Path(config.data_dir).expanduser(),
+            desk.limits,
+            endpoints={each.path: Endpoint(each, desk) for each in OPERATIONS if each.in_batches},
+            find_tenant=functools.partial(_tenant, desk, keys),
+            concurrency=config.batch_concurrency,
+            others=lambda: desk.used,
+        )
     if config.admin_port is None:
         app = _app(desk, config, keys, OPERATIONS)
         app.state.admin = None
@@ -63,6 +81,13 @@ def build_app(models: Models, config: ServerConfig, limits: Limits | None = None
     return app
 
 
+def _tenant(desk: Desk, keys: Keyring | None, name: str) -> Tenant | None:
+    """Whose a batch is; empty: of a server without keys."""
+    if keys is None:
+        return None if name else desk.anyone
+    return keys.named(name)
+
+
 def _app(desk: Desk, config: ServerConfig, keys: Keyring | None, operations: Iterable[Operation]) -> Starlette:
     middleware = [Middleware(RequestLog, traffic=desk.traffic)]
     if config.allowed_origins:
@@ -70,7 +95,7 @@ def _app(desk: Desk, config: ServerConfig, keys: Keyring | None, operations: Ite
             Middleware(
                 CORSMiddleware,
                 allow_origins=config.allowed_origins,
-                allow_methods=("GET", "POST"),
+                allow_methods=("GET", "POST", "DELETE"),
                 allow_headers=("*",),
                 expose_headers=("x-request-id",),
             )

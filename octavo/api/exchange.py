@@ -82,7 +82,7 @@ class Endpoint:
         tenant.check()
         with tenant.request(), self.desk.bodies.receive() as grow:
             call.body = await _read(scope, receive, self.desk.limits.body_bytes, grow)
-            with self.desk.accept(call.background):  # only now: who sends slowly takes no place, nor holds up a shutdown
+            with self.desk.accept(call.background):  # only now: who sends slowly takes no place from others
                 await self._answer(call, scope, receive, answer)
 
     def _call(self, tenant: Tenant, scope: Scope) -> Call:

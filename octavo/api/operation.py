@@ -31,4 +31,5 @@ class Operation:
     unsupported: Mapping[str, str] = field(default_factory=dict)  # fields that are refused, and why
     without_effect: Mapping[str, str] = field(default_factory=dict)  # fields that are taken and change nothing, and why
     for_admins: bool = False  # asks for an administrator's key, on the admin port if there is one
+    in_batches: bool = False  # its requests may be lines of a batch
     on_both_ports: bool = False

@@ -44,6 +44,8 @@ async def serve(
     watching = (
         in_background(app.state.keys.watch(), "the file of keys is no longer watched") if app.state.keys else None
     )
+    batch = app.state.desk.batch
+    running = in_background(batch.run(), "batches are no longer run") if batch else None
     serving = asyncio.create_task(server.run_on(listener, admin))
     engine_life = asyncio.create_task(run_engine(config, model, server_config, url))
     try:
@@ -56,6 +58,10 @@ async def serve(
     finally:
         server.stop()
         await serving
+        if running is not None:
+            running.cancel()
+            await asyncio.wait({running})
+            batch.close()
         engine_life.cancel()
         if watching is not None:
             watching.cancel()

@@ -45,7 +45,7 @@ class Draft:
         self.size = 0
         self._pieces: list[bytes] = []
         self._waiting = 0
-        self._file = path.open("xb", buffering=0, opener=_private)
+        self._file = open(path, "xb", buffering=0, opener=_private)  # noqa: SIM115 (closed when the context ends)
 
     def add(self, data: bytes) -> None:
         self._pieces.append(data)
@@ -160,14 +160,14 @@ class Files:
     def path(self, file_id: str) -> Path:
         return self._kept / file_id
 
-    async def find(self, owner: str, file_id: str) -> StoredFile:
+    async def find(self, owner: str, file_id: str, param: str = "file_id") -> StoredFile:
         """Raises NotFound for what does not exist and for what is somebody else's, without a difference."""
         found = await self._database.run(lambda connection: find(connection, owner, file_id))
         if found is None:
-            raise not_found(file_id)
+            raise not_found(file_id, param)
         return found
 
-    async def list(
+    async def page(
         self, owner: str, *, purpose: str | None, after: str | None, limit: int, newest_first: bool
     ) -> list[StoredFile]:
         """Up to `limit` files behind the one with the id `after`. Raises NotFound for an `after` that is none."""

@@ -25,9 +25,7 @@ from octavo.api.batch.files import StoredFile
 from octavo.api.limits import Limits
 from octavo.errors import InvalidRequest, NotFound, RateLimited
 
-Status = Literal[
-    "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
-]
+Status = Literal["validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"]
 OPEN: tuple[Status, ...] = ("validating", "in_progress", "cancelling", "finalizing")
 _PIECE = 64  # answers read at a time
 
@@ -150,7 +148,7 @@ class Batches:
             raise _not_found(batch_id)
         return found
 
-    async def list(self, owner: str, *, after: str | None, limit: int) -> list[Batch]:
+    async def page(self, owner: str, *, after: str | None, limit: int) -> list[Batch]:
         """The newest first, up to `limit` behind the one with the id `after`. Raises NotFound for one that is none."""
 
         def select(connection: sqlite3.Connection) -> list[Batch] | None:

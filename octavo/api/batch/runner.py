@@ -20,7 +20,7 @@ from msgspec import Struct
 from octavo.api.batch import lines
 from octavo.api.batch.files import Draft, Files, StoredFile
 from octavo.api.batch.lines import Place
-from octavo.api.batch.records import Batch, Batches, Mistake, Result
+from octavo.api.batch.records import Batch, Batches, Result
 from octavo.api.limits import Limits
 
 logger = logging.getLogger("octavo.api")

@@ -49,6 +49,10 @@ class BatchService:
         runner = Runner(files, batches, ask_within(endpoints, find_tenant), limits, Slots(concurrency, others))
         return cls(limits, files, batches, runner, tuple(endpoints), database)
 
+    async def run(self) -> None:
+        """Batches, until cancelled."""
+        await self.runner.run()
+
     def close(self) -> None:
         """After the runner has ended."""
         self._database.close()

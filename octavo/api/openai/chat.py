@@ -135,5 +135,6 @@ OPERATIONS = (
         gives=ChatCompletion,
         events=ChatChunk,
         unsupported=CHAT_UNSUPPORTED,
+        in_batches=True,
     ),
 )

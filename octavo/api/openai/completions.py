@@ -228,5 +228,6 @@ OPERATIONS = (
         gives=Completion,
         events=Completion,
         unsupported=COMPLETION_UNSUPPORTED,
+        in_batches=True,
     ),
 )
