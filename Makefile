@@ -45,6 +45,7 @@ qa: setup ## a real server against bad inputs, faults, kills and floods, seen fr
 	@$(BIN)/python -m pytest -m qa tests/qa $(ARGS)
 	@$(BIN)/python tests/qa/kill_storm.py
 	@$(BIN)/python tests/qa/flood.py
+	@$(BIN)/python tests/qa/batch_kills.py
 
 .PHONY: soak
 soak: setup ## mixed load with kills for MINUTES=30; the books must balance, memory must be flat; ARGS="--help"

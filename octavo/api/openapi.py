@@ -77,6 +77,8 @@ def _operation(each: Operation, schema_of: dict[Any, Any]) -> dict[str, Any]:
         "responses": {"200": _answer(each, schema_of), **_errors(each, schema_of[dialect_of(each.path).error_type])},
     }
     parameters = [_path_parameter(name) for name in _PARAMETER.findall(each.path)]
+    if each.queries is not None:
+        parameters += _query_parameters(each.queries)
     if parameters:
         described["parameters"] = parameters
     if each.takes is not None:
@@ -105,6 +107,15 @@ def _errors(each: Operation, schema: Any) -> dict[str, Any]:
 def _possible(each: Operation) -> Iterable[tuple[str, str]]:
     only_with_body = ("400", "408", "413", "415", "429")
     return ((status, why) for status, why in _ERRORS.items() if each.takes is not None or status not in only_with_body)
+
+
+def _query_parameters(shape: Any) -> list[dict[str, Any]]:
+    (_,), components = msgspec.json.schema_components([shape], ref_template=_REFERENCE)
+    described = components[shape.__name__]
+    return [
+        {"name": name, "in": "query", "required": name in described.get("required", ()), "schema": schema}
+        for name, schema in described["properties"].items()
+    ]
 
 
 def _path_parameter(name: str) -> dict[str, Any]:

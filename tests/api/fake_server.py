@@ -26,12 +26,18 @@ async def serving(
     listener = bind(config)
     port = 0 if config.uds else listener.getsockname()[1]
     task = asyncio.create_task(server.run_on(listener))
+    batch = server.desk.batch
+    running = asyncio.create_task(batch.run()) if batch else None
     await server.listening.wait()
     try:
         yield server, port
     finally:
         server.stop_now()
         await task
+        if running is not None:
+            running.cancel()
+            await asyncio.wait({running})
+            batch.close()
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:

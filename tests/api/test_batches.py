@@ -384,7 +384,9 @@ def test_lists_go_page_by_page(tmp_path: Path) -> None:
         page = (await server.get("/v1/batches", limit=2)).json
         assert [batch["id"] for batch in page["data"]] == batches[:0:-1]
         assert page["has_more"] is True
-        assert [batch["id"] for batch in (await server.get("/v1/batches", after=batches[1])).json["data"]] == batches[:1]
+        assert [batch["id"] for batch in (await server.get("/v1/batches", after=batches[1])).json["data"]] == batches[
+            :1
+        ]
         for wrong in ({"limit": 0}, {"limit": "x"}, {"limit": 101}):
             refused = await server.get("/v1/batches", **wrong)
             assert (refused.status, refused.error["param"]) == (400, "limit")
@@ -454,7 +456,12 @@ def test_files_expire(tmp_path: Path) -> None:
         (form(b"x", purpose="y" * 2000), FORM, 400, None),
         (form(b"x", purpose="batch")[:-20], FORM, 400, None),
         (b"--" + BOUNDARY.encode() + b"--\r\n", FORM, 400, "file"),
-        (form(b"x", purpose="batch").replace(b"--\r\n", b"\r\n") + form(b"y"), FORM, 400, "file"),
+        (
+            form(b"x", purpose="batch").removesuffix(b"--\r\n") + form(b"y").removeprefix(b"--b0undary"),
+            FORM,
+            400,
+            "file",
+        ),
         (b"garbage", FORM, 400, None),
         (b"", FORM, 400, None),
         (form(b"x", purpose="batch"), {"content-type": "multipart/form-data"}, 400, None),

@@ -11,6 +11,7 @@ import ssl
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +295,25 @@ def test_deadlines_spare_a_long_answer_and_the_next_request() -> None:
             for _ in range(2):
                 reply = await web.post(f"http://127.0.0.1:{port}{CHAT}", json=chat())
                 assert reply.status_code == 200
+
+    run(scenario)
+
+
+def test_a_large_body_has_as_long_as_it_arrives_at_a_fair_speed() -> None:
+    """The first half buys the time for the second; a client that sends nothing more is refused all the same."""
+
+    async def scenario() -> None:
+        limits = replace(QUICK, body_bytes_per_second=100)
+        body = json.dumps({"model": "fake-model", "prompt": "x" * 200}).encode()
+        head = HEAD + b"content-length: %d\r\n\r\n" % len(body)
+        async with serving(FakeEngine(max_model_len=1000), limits=limits) as (_, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(head + body[:100])
+            refused = asyncio.create_task(talk(port, head + body[:10]))
+            assert status(await refused) == 408  # after 0.3 s, when the other has 0.9 s left
+            writer.write(body[100:])
+            assert (await reader.readline()).split()[1] == b"200"
+            writer.close()
 
     run(scenario)
 

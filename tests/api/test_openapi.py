@@ -10,6 +10,8 @@ import pytest
 from fake_engine import Client, chat, completion
 
 from octavo.api.app import OPERATIONS
+from octavo.api.limits import Limits
+from octavo.config import ServerConfig
 
 ERROR = {"model": 7}
 
@@ -98,3 +100,24 @@ def test_the_document_says_what_decoding_checks(document) -> None:
         assert not validator.is_valid(chat(**fields)), fields
         assert Client().post("/v1/chat/completions", chat(**fields)).status == 400, fields
     assert validator.is_valid(json.loads(json.dumps(chat(top_p=0.5, stop=["x"]))))
+
+
+def test_files_and_batches_are_as_described(document, tmp_path) -> None:
+    client = Client(config=ServerConfig(data_dir=str(tmp_path)), limits=Limits(free_disk_bytes=0))
+    head = (
+        '--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--b\r\nContent-Disposition: form-data; '
+    )
+    data = f'{head}name="file"; filename="f"\r\n\r\n{{}}\r\n--b--\r\n'.encode()
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    file = client.request("POST", "/v1/files", data=data, headers=headers)
+    for path, reply in (("/v1/files", file), ("/v1/files/{file_id}", client.get(f"/v1/files/{file.json['id']}"))):
+        method = "post" if path == "/v1/files" else "get"
+        described = document["paths"][path][method]["responses"]["200"]["content"]["application/json"]["schema"]
+        validate(document, described, reply.json)
+    for path in ("/v1/files", "/v1/batches"):
+        described = document["paths"][path]["get"]
+        validate(
+            document, described["responses"]["200"]["content"]["application/json"]["schema"], client.get(path).json
+        )
+        assert {"after", "limit"} <= {parameter["name"] for parameter in described["parameters"]}
+    client.app.state.desk.batch.close()

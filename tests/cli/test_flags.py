@@ -55,6 +55,8 @@ SERVER_FLAGS = [
     "--shutdown-timeout",
     "--root-path",
     "--allowed-origins",
+    "--data-dir",
+    "--batch-concurrency",
     "--log-level",
 ]
 OUTPUT_FLAGS = ["--output-json", "--bench-seed"]

@@ -27,6 +27,7 @@ async def main() -> None:
     parser.add_argument("--max-num-seqs", type=int, default=2**16)
     parser.add_argument("--characters", type=int, default=0)
     parser.add_argument("--max-num-queued-reqs", type=int)
+    parser.add_argument("--data-dir")
     for limit in fields(Limits):
         parser.add_argument(
             f"--{limit.name.replace('_', '-')}",
@@ -35,6 +36,7 @@ async def main() -> None:
         )
     chosen = vars(parser.parse_args())
     seats, queue = chosen.pop("max_num_seqs"), chosen.pop("max_num_queued_reqs")
+    data_dir = chosen.pop("data_dir")
     text = ("All work and no play. " * (chosen["characters"] // 22 + 1))[: chosen.pop("characters")]
     engine = FakeEngine(
         reply=(lambda _prompt, _index: text) if text else hello,
@@ -46,7 +48,7 @@ async def main() -> None:
     stopped = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stopped.set)
-    async with serving(engine, Limits(**chosen)) as (_, port):
+    async with serving(engine, Limits(**chosen), data_dir=data_dir) as (_, port):
         sys.stdout.write(f"a scripted engine serves fake-model on http://127.0.0.1:{port}\n")
         sys.stdout.flush()
         await stopped.wait()

@@ -13,7 +13,7 @@ from simulation.worker import Worker
 from octavo.config import SchedulerConfig
 from octavo.errors import ContextTooLong, InvalidRequest, Overloaded
 from octavo.plan import Capacity, RowResult, StepResult, fork_seed
-from octavo.request import BeamSearchParams, Continuation, Request, SamplingParams
+from octavo.request import BACKGROUND, BeamSearchParams, Continuation, Request, SamplingParams
 from octavo.scheduling.scheduler import Scheduler
 from octavo.scheduling.sequence import Hypothesis
 
@@ -150,6 +150,15 @@ def test_priority_runs_first_and_is_preempted_last():
         scheduler.add(make_request(name, [1, 2], max_tokens=1, priority=level))
     order = [output.request_id for output in run_to_end(scheduler, model)]
     assert order == ["urgent", "normal", "late"]
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+def test_background_requests_go_behind_all_others(policy):
+    scheduler, model = make_scheduler(max_num_seqs=1, scheduling_policy=policy), make_model()
+    for name, level in (("batch", BACKGROUND), ("one", 2**31 - 1), ("two", 2**31 - 1)):
+        scheduler.add(make_request(name, [1, 2], max_tokens=1, priority=level))
+    order = [output.request_id for output in run_to_end(scheduler, model)]
+    assert order == ["one", "two", "batch"]
 
 
 def test_preemption_takes_the_newest_and_resumes_it():
