@@ -230,7 +230,7 @@ def test_anthropics_client_asks_streams_and_counts() -> None:
             with pytest.raises(anthropic.NotFoundError, match="does not exist"):
                 await api.messages.create(**{**ask(), "model": "other"})
             with pytest.raises(anthropic.BadRequestError, match="temperature"):
-                await api.messages.create(**ask(temperature=-1.0))
+                await api.messages.create(**ask(), extra_body={"temperature": -1})
         async with serving(api_key=("another",)) as (_, port), client(port) as api:
             with pytest.raises(anthropic.AuthenticationError):
                 await api.messages.create(**ask())

@@ -56,7 +56,7 @@ class ToolChoice(Struct, kw_only=True):
 
 
 class Thinking(Struct, kw_only=True):
-    type: Literal["enabled", "disabled", "adaptive"]
+    type: Literal["enabled", "disabled", "adaptive", "between_tools"]
     budget_tokens: MaxTokens | None = None
     display: Name | None = None
 
