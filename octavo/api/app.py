@@ -31,6 +31,7 @@ from octavo.api.limits import Limits
 from octavo.api.openai import batches, chat, completions, files, models
 from octavo.api.openapi import with_description
 from octavo.api.operation import Operation
+from octavo.api.responses import create
 from octavo.api.tenants import Tenant
 from octavo.config import ServerConfig
 from octavo.errors import InvalidRequest, NotFound
@@ -41,6 +42,7 @@ _LISTED: tuple[Operation, ...] = (
     *models.OPERATIONS,
     *chat.OPERATIONS,
     *completions.OPERATIONS,
+    *create.OPERATIONS,
     *messages.OPERATIONS,
     *tokens.OPERATIONS,
     *generate.OPERATIONS,

@@ -30,9 +30,10 @@ class Dialect:
 
 OPENAI = Dialect(error_type=ErrorBody, error=openai_error, framing=EVENTS)
 ANTHROPIC = Dialect(error_type=AnthropicError, error=anthropic_error, framing=NAMED_EVENTS)
+RESPONSES = Dialect(error_type=ErrorBody, error=openai_error, framing=NAMED_EVENTS)
 OLLAMA = Dialect(error_type=OllamaError, error=ollama_error, framing=LINES)
 
-_BEGINNINGS = {"/v1/messages": ANTHROPIC, "/api/": OLLAMA}
+_BEGINNINGS = {"/v1/responses": RESPONSES, "/v1/messages": ANTHROPIC, "/api/": OLLAMA}
 
 
 def dialect_of(path: str) -> Dialect:

@@ -35,9 +35,9 @@ def _event(value: Any) -> bytes:
 
 
 def _named_event(value: Any) -> bytes:
-    """An event under the name that its struct is tagged with."""
-    name = value.__struct_config__.tag
-    return b"event: %b\n%b" % (name.encode(), _event(value))
+    """An event under the name that its struct is tagged with; errors in OpenAI's shape have none."""
+    name: str | None = value.__struct_config__.tag
+    return _event(value) if name is None else b"event: %b\n%b" % (name.encode(), _event(value))
 
 
 def _line(value: Any) -> bytes:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import msgspec
@@ -90,6 +91,18 @@ def _decode(body: bytes, shape: type[T], unsupported: Mapping[str, str]) -> tupl
 
 def _unsupported(name: str, why: str) -> InvalidRequest:
     return InvalidRequest(f"Unsupported parameter: '{name}'. {why}", param=name, code="unsupported_parameter")
+
+
+@contextmanager
+def fields_called(names: Mapping[str, str]) -> Iterator[None]:
+    """For a request that was made into another one: mistakes are told with the names that its caller knows."""
+    try:
+        yield
+    except InvalidRequest as error:
+        if error.param is not None and (name := names.get(re.split(r"[.\[]", error.param)[0])) is not None:
+            error.message = error.message.replace(f"'{error.param}'", f"'{name}'")
+            error.param = name
+        raise
 
 
 def missing(param: str) -> InvalidRequest:
