@@ -163,6 +163,7 @@ class ServerConfig:
         "key that clients must send as `Authorization: Bearer KEY`; the machine's list of processes shows it, "
         "unlike the keys of --api-key-file",
         (),
+        secret=True,
     )
     api_key_file: str | None = _flag(
         "file of hashed keys with roles and limits, made by `octavo keys new`; read again when it changes"

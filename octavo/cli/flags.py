@@ -30,13 +30,21 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        self.secrets: set[str] = set()  # flags whose values are never printed
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         options, unknown = self.parse_known_args(arguments)
         for word in unknown:
+            if not word.startswith("-") and (flag := self._secret_given(options)):
+                self.error(f"one word too many (not shown: it may be a secret); for several, give {flag} again")
             flag = word.partition("=")[0]
             self.error(f"unknown argument {flag}{suggestion(flag, self._option_string_actions)}")
         return options
+
+    def _secret_given(self, options: argparse.Namespace) -> str | None:
+        """A flag among those given whose values are secrets."""
+        actions = (self._option_string_actions[flag] for flag in self.secrets)
+        return next((action.option_strings[0] for action in actions if getattr(options, action.dest, None)), None)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n(see {self.prog} --help)\n")
@@ -50,7 +58,7 @@ def suggestion(word: str, known: Collection[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def add_flags(parser: argparse.ArgumentParser, sections: Iterable[type], without: Sequence[str] = ()) -> None:
+def add_flags(parser: Parser, sections: Iterable[type], without: Sequence[str] = ()) -> None:
     """A group of flags for each config class; `without` some of its fields."""
     for section in sections:
         title, _, description = (section.__doc__ or "").partition("\n")
@@ -59,9 +67,10 @@ def add_flags(parser: argparse.ArgumentParser, sections: Iterable[type], without
         for item in dataclasses.fields(section):
             if item.name in without:
                 continue
-            group.add_argument(
-                "--" + item.name.replace("_", "-"), dest=item.name, default=argparse.SUPPRESS, **_options(item, hints)
-            )
+            flag = "--" + item.name.replace("_", "-")
+            group.add_argument(flag, dest=item.name, default=argparse.SUPPRESS, **_options(item, hints))
+            if item.metadata.get("secret"):
+                parser.secrets.add(flag)
 
 
 def given(options: argparse.Namespace, sections: Iterable[type]) -> dict[str, Any]:
@@ -70,7 +79,7 @@ def given(options: argparse.Namespace, sections: Iterable[type]) -> dict[str, An
     return {name: value for name, value in vars(options).items() if name in names}
 
 
-def add_engine_flags(parser: argparse.ArgumentParser, without: Sequence[str] = ()) -> None:
+def add_engine_flags(parser: Parser, without: Sequence[str] = ()) -> None:
     add_flags(parser, SECTIONS, without)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from pathlib import Path
 
 from octavo.cli.flags import Parser, add_engine_flags, add_flags, engine_config, given
 from octavo.cli.leaving import leave
 from octavo.config import ServerConfig
+from octavo.errors import ConfigError
 
 USAGE = "[MODEL] [flags]"
 DESCRIPTION = """\
@@ -33,6 +35,8 @@ def run(options: argparse.Namespace) -> int:
     from octavo.logs import configure_logging
 
     server_config = ServerConfig(**given(options, (ServerConfig,)))
+    if server_config.api_key:
+        _refuse_a_second_key(options.model_argument)
     config = engine_config(options, options.model_argument)
     configure_logging(server_config.log_level)
     listener, admin = bind(server_config), bind_admin(server_config)
@@ -40,3 +44,17 @@ def run(options: argparse.Namespace) -> int:
         status = runner.run(serve(config, server_config, listener, admin))
         leave(status)
         return status
+
+
+def _refuse_a_second_key(word: str | None) -> None:
+    """`--api-key A B` makes a model of B, and errors about models name them. Raises ConfigError, which does not."""
+    from octavo.checkpoint import embedded, hub
+
+    if word is None or word.lower() in embedded.EMBEDDED or Path(word).expanduser().exists():
+        return
+    hub_id = hub.parse(word)
+    if hub_id is None or "/" not in hub_id.repo:
+        raise ConfigError(
+            "the word in the place of MODEL is no model that octavo knows (not shown: it may be a key); for more keys "
+            "give --api-key again, and a model of the hub can be named with --model"
+        )

@@ -303,3 +303,23 @@ def test_a_failure_of_the_throughput_line_is_logged_and_ends_nothing(monkeypatch
         os.kill(os.getpid(), signal.SIGTERM)
 
     assert served(monkeypatch, scenario)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--api-key", "sk-one", "sk-two"],
+        ["--api-key", "sk-one", "c2VjcmV0+/="],
+        ["gpt2", "--api-key", "sk-one", "sk-two"],
+        ["--model", "gpt2", "--api-key", "sk-one", "sk-two"],
+    ],
+)
+def test_a_second_key_is_not_printed_as_a_model(words: list[str], capsys) -> None:
+    try:
+        status: object = main(["serve", *words])
+    except SystemExit as error:
+        status = error.code
+    out, err = capsys.readouterr()
+    assert status in (1, 2)
+    assert "give --api-key again" in err
+    assert not any(secret in out + err for secret in ("sk-", "c2VjcmV0"))

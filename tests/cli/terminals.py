@@ -1,0 +1,54 @@
+"""A program on a terminal of its own, with somebody who types."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import select
+import struct
+import subprocess
+import termios
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+_PATIENCE_S = 60.0  # before a program that says nothing is given up
+
+
+@dataclass(frozen=True)
+class Shown:
+    status: int
+    text: str  # with the terminal's own line ends and controls
+
+
+def on_a_terminal(
+    command: Sequence[str],
+    script: Sequence[tuple[str, str]] = (),
+    *,
+    env: Mapping[str, str] | None = None,
+    columns: int = 80,
+) -> Shown:
+    """Run it to its end. `script`: what is typed after which text has appeared, one after another."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    begin = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execvp(sys.argv[1], sys.argv[1:])"
+    program = subprocess.Popen(
+        [command[0], "-c", begin, *command], stdin=slave, stdout=slave, stderr=slave, env=env, start_new_session=True
+    )
+    os.close(slave)
+    text, seen, steps = "", 0, list(script)
+    try:
+        while select.select([master], [], [], _PATIENCE_S)[0]:
+            try:
+                data = os.read(master, 65536)
+            except OSError:  # its last reader left
+                break
+            text += data.decode(errors="replace")
+            if steps and steps[0][0] in text[seen:]:
+                seen = len(text)
+                os.write(master, steps.pop(0)[1].encode())
+        return Shown(program.wait(_PATIENCE_S), text)
+    finally:
+        program.kill()
+        program.wait()
+        os.close(master)
