@@ -47,6 +47,10 @@ qa: setup ## a real server against bad inputs, faults, kills and floods, seen fr
 	@$(BIN)/python tests/qa/flood.py
 	@$(BIN)/python tests/qa/batch_kills.py
 
+.PHONY: clients
+clients: setup build/clients/.installed ## the official clients, unchanged, against a real server; minutes; ARGS="openai_node"
+	@$(BIN)/python tests/clients/run.py $(ARGS)
+
 .PHONY: soak
 soak: setup ## mixed load with kills for MINUTES=30; the books must balance, memory must be flat; ARGS="--help"
 	@$(BIN)/python tests/qa/soak.py --minutes $(or $(MINUTES),30) $(ARGS)
@@ -113,6 +117,12 @@ size: ## lines by folder
 		END { for (folder in lines) printf "%8d lines %4d files  %s\n", lines[folder], files[folder], folder | "sort -k5"; \
 		      close("sort -k5"); printf "%8d lines %4d files\n", all, count }'
 
+.PHONY: docs
+docs: setup ## the documentation as a site, in build/site
+	@$(PIP) install --constraint constraints.txt mkdocs-material
+	@$(BIN)/python docs/make_reference.py
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 .PHONY: clean
 clean: ## remove the environment and everything built
 	@rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -132,6 +142,15 @@ $(VENV)/.installed: $(VENV)/.requirements $(NATIVE_SOURCES) $(wildcard CMakeList
 		fi; \
 		echo "no C++ compiler: octavo will compute in plain torch, slower"; \
 	fi
+	@touch $@
+
+build/clients/.installed: tests/clients/requirements.txt tests/clients/openai_node.mjs
+	@echo "installing the clients into build/clients"
+	@test -x build/clients/venv/bin/python || $(BIN)/python -m venv build/clients/venv
+	@build/clients/venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	@build/clients/venv/bin/python -m pip install --quiet --disable-pip-version-check -r tests/clients/requirements.txt
+	@mkdir -p build/clients/node && cp tests/clients/openai_node.mjs build/clients/node/
+	@cd build/clients/node && npm install --silent --no-save --no-audit --no-fund --prefix . openai@7.57.0
 	@touch $@
 
 # torch comes first and alone: it is the largest download, and a wheel at hand (PIP_FIND_LINKS) is taken as it is.

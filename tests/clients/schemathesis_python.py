@@ -1,0 +1,25 @@
+"""`schemathesis` over the served OpenAPI document: no 5xx, every answer as documented."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from checks import check
+
+URL, SCRATCH, EXAMPLES = sys.argv[1:4]
+CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+
+with check("no 5xx, every answer as documented") as notes:
+    command = [
+        str(Path(sys.executable).with_name("schemathesis")), "run", f"{URL}/openapi.json", "--url", URL,
+        "--checks", CHECKS, "--max-examples", EXAMPLES, "--seed", "1", "--generation-database", "none",
+        "--request-timeout", "60", "--no-color",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, cwd=SCRATCH, timeout=3000, check=False)
+    sys.stderr.write(done.stdout[-20000:])
+    counts = re.findall(r"^ *(?:Test cases|✅.*|Tested):.*$|\d+ generated.*", done.stdout, re.MULTILINE)
+    notes.extend(line.strip() for line in counts[:2])
+    assert done.returncode == 0, done.stdout[-3000:]
