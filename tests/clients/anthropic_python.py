@@ -7,7 +7,7 @@ from typing import Any
 
 import anthropic
 import jsonschema
-from checks import WEATHER, check
+from checks import WEATHER, check, raised
 
 URL, MODEL = sys.argv[1:3]
 client = anthropic.Anthropic(base_url=URL, api_key="none", max_retries=0)
@@ -72,8 +72,7 @@ with check("messages.count_tokens counts what an answer's usage says"):
     assert counted.input_tokens == whole.usage.input_tokens
 
 with check("a mistake is a BadRequestError"):
-    try:
-        client.messages.create(model=MODEL, max_tokens=0, messages=QUESTION)
-        raise AssertionError("accepted")
-    except anthropic.BadRequestError as error:
-        assert "max_tokens" in str(error)
+    error = raised(
+        anthropic.BadRequestError, lambda: client.messages.create(model=MODEL, max_tokens=0, messages=QUESTION)
+    )
+    assert "max_tokens" in str(error)

@@ -11,9 +11,11 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
+
+Mistake = TypeVar("Mistake", bound=Exception)
 
 WEATHER: dict[str, Any] = {
     "name": "get_weather",
@@ -49,3 +51,12 @@ def check(name: str) -> Iterator[list[str]]:
         traceback.print_exc(file=sys.stderr)
     sys.stdout.write(json.dumps({**result, "note": "; ".join(notes)}) + "\n")
     sys.stdout.flush()
+
+
+def raised(kind: type[Mistake], work: Callable[[], object]) -> Mistake:
+    """The exception of this kind that the work must end with."""
+    try:
+        work()
+    except kind as error:
+        return error
+    raise AssertionError("accepted")

@@ -8,7 +8,7 @@ from typing import Any
 
 import jsonschema
 import ollama
-from checks import PERSON, WEATHER, check
+from checks import PERSON, WEATHER, check, raised
 
 URL, MODEL, EMBEDDER = sys.argv[1:4]
 client = ollama.Client(host=URL)
@@ -48,8 +48,5 @@ with check("embed"):
     assert len(client.embed(EMBEDDER, ["one", "two"]).embeddings) == 2
 
 with check("an unknown model is a ResponseError with 404"):
-    try:
-        client.chat("nobody", QUESTION)
-        raise AssertionError("accepted")
-    except ollama.ResponseError as error:
-        assert error.status_code == 404
+    error = raised(ollama.ResponseError, lambda: client.chat("nobody", QUESTION))
+    assert error.status_code == 404

@@ -10,7 +10,7 @@ from typing import Any
 
 import jsonschema
 import openai
-from checks import PERSON, WEATHER, check
+from checks import PERSON, WEATHER, check, raised
 from pydantic import BaseModel, Field
 
 URL, MODEL, EMBEDDER = sys.argv[1:4]
@@ -184,15 +184,10 @@ with check("files and batches"):
     assert all(answer["response"]["status_code"] == 200 for answer in answers)
 
 with check("a mistake is a BadRequestError that names the field"):
-    try:
-        client.chat.completions.create(messages=QUESTION, model=MODEL, top_p=2.0)
-        raise AssertionError("accepted")
-    except openai.BadRequestError as error:
-        assert error.param == "top_p"
+    error = raised(
+        openai.BadRequestError, lambda: client.chat.completions.create(messages=QUESTION, model=MODEL, top_p=2.0)
+    )
+    assert error.param == "top_p"
 
 with check("an unknown model is a NotFoundError"):
-    try:
-        client.chat.completions.create(messages=QUESTION, model="nobody")
-        raise AssertionError("accepted")
-    except openai.NotFoundError:
-        pass
+    raised(openai.NotFoundError, lambda: client.chat.completions.create(messages=QUESTION, model="nobody"))

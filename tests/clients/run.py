@@ -3,9 +3,9 @@
     make clients                                   all of them
     make clients ARGS="openai_python openai_node"  some
 
-A server with SmolLM2-135M-Instruct (as stored, and in float32) and all-MiniLM-L6-v2 is started on a free port; each client
-is a program beside this file that prints one JSON line a check. The table of what was seen is printed and written to
-build/clients/results.md; the exit status is 1 if any check failed.
+A server with SmolLM2-135M-Instruct (as stored, and in float32) and all-MiniLM-L6-v2 is started on a free port; each
+client is a program beside this file that prints one JSON line a check. The table of what was seen is printed and
+written to build/clients/results.md; the exit status is 1 if any check failed.
 """
 
 from __future__ import annotations
