@@ -11,12 +11,13 @@ from checks import WEATHER, check, raised
 
 URL, MODEL = sys.argv[1:3]
 client = anthropic.Anthropic(base_url=URL, api_key="none", max_retries=0)
+FIXED: Any = {"extra_body": {"temperature": 0}}  # the package has no such argument any more
 QUESTION: list[Any] = [{"role": "user", "content": "Name three rivers."}]
 TOOL: Any = {"name": WEATHER["name"], "description": WEATHER["description"], "input_schema": WEATHER["parameters"]}
 
 with check("messages.create and messages.stream say the same"):
-    whole = client.messages.create(model=MODEL, max_tokens=40, temperature=0, messages=QUESTION)
-    with client.messages.stream(model=MODEL, max_tokens=40, temperature=0, messages=QUESTION) as stream:
+    whole = client.messages.create(model=MODEL, max_tokens=40, messages=QUESTION, **FIXED)
+    with client.messages.stream(model=MODEL, max_tokens=40, messages=QUESTION, **FIXED) as stream:
         text = "".join(stream.text_stream)
         final = stream.get_final_message()
     assert text == whole.content[0].text
