@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from octavo.api import generate, probes, tokens
+from octavo.api import generate, probes, rerank, tokens
 from octavo.api.anthropic import messages
 from octavo.api.auth import BearerAuth, KnownOrigins
 from octavo.api.batch.service import BatchService
@@ -28,7 +28,7 @@ from octavo.api.dialect import error_response
 from octavo.api.exchange import Endpoint, RequestLog
 from octavo.api.keys import Keyring
 from octavo.api.limits import Limits
-from octavo.api.openai import batches, chat, completions, files, models
+from octavo.api.openai import batches, chat, completions, embeddings, files, models
 from octavo.api.openapi import with_description
 from octavo.api.operation import Operation
 from octavo.api.responses import create
@@ -43,6 +43,8 @@ _LISTED: tuple[Operation, ...] = (
     *chat.OPERATIONS,
     *completions.OPERATIONS,
     *create.OPERATIONS,
+    *embeddings.OPERATIONS,
+    *rerank.OPERATIONS,
     *messages.OPERATIONS,
     *tokens.OPERATIONS,
     *generate.OPERATIONS,

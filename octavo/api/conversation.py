@@ -116,7 +116,7 @@ class Turn:
         """
         _check(request)
         call.deadline.shorten(request.timeout)
-        served = await call.model(request.model, request.user)
+        served = await call.model(request.model, request.user, task="generate")
         with _field_names(request):
             job = await _job(call, served.engine, request)
         return cls(call, request, served.name, served.engine, job)

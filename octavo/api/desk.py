@@ -24,8 +24,10 @@ from octavo.api.limits import LOGGED_FIELDS, LOGGED_NAME_LENGTH, Limits
 from octavo.api.tenants import Tenant
 from octavo.api.traffic import Traffic
 from octavo.api.wire import decode, explain
+from octavo.engine.ability import check_task
 from octavo.errors import Overloaded
 from octavo.face import Known, Models, Served
+from octavo.request import Task
 
 logger = logging.getLogger("octavo.api")
 
@@ -227,15 +229,18 @@ class Call:
         except msgspec.ValidationError as error:
             raise explain(str(error)) from None
 
-    async def model(self, name: str | None, user: str | None = None) -> Served:
+    async def model(self, name: str | None, user: str | None = None, task: Task | None = None) -> Served:
         """The model to answer with, this request's until the answer is over. Raises as `Desk.lease` does.
 
         user: who asks, as the body says; where versions of a model share its requests, a user stays with one.
+        task: what the model must be able to do, else InvalidRequest says what it is for.
         """
         key = self.request_id if user is None else f"{self.tenant.name or ''}\0{user}"
         self.deadline.await_first_token()  # the model may have to be loaded
         served = await self.leases.enter_async_context(self.desk.lease(name, key))
         self.deadline.first_token()
+        if task is not None:
+            check_task(served.engine.ability, task)
         return served
 
     @contextmanager

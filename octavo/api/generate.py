@@ -50,7 +50,7 @@ class GenerateResponse(Struct, kw_only=True):
 
 async def generate(call: Call) -> Response:
     request = await call.read(GenerateRequest, _UNSUPPORTED)
-    engine = (await call.model(request.model)).engine
+    engine = (await call.model(request.model, task="generate")).engine
     call.deadline.shorten(request.timeout)
     prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
     count = _count(request)

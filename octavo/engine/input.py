@@ -14,10 +14,11 @@ import msgspec
 from octavo.checkpoint import Checkpoint
 from octavo.checkpoint.checkpoint import SentencePooling
 from octavo.config import ModelConfig
+from octavo.engine.ability import check_task
 from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import CheckpointError, ContextTooLong, InvalidRequest
-from octavo.plan import Ability, Capacity, fork_seed
-from octavo.request import BeamSearchParams, PoolingParams, PromptType, Request, SamplingParams, Task, TextPair
+from octavo.plan import Capacity, fork_seed
+from octavo.request import BeamSearchParams, PoolingParams, PromptType, Request, SamplingParams, TextPair
 
 _LONGEST_TOKEN = 256  # characters; a text longer than this many per token of context cannot fit
 _RECOMMENDED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -35,21 +36,6 @@ def default_sampling(config: ModelConfig, checkpoint: Checkpoint) -> dict[str, A
             f"the model recommends sampling that cannot be: {error}; --generation-config none leaves it out"
         ) from None
     return chosen
-
-
-_ENDPOINTS: dict[Task, tuple[str, str]] = {
-    "generate": ("generates no text", "/v1/chat/completions or /v1/completions"),
-    "embed": ("makes no embeddings", "/v1/embeddings"),
-    "classify": ("has no classifier", "/v1/rerank or /v1/score"),
-}
-
-
-def check_task(ability: Ability, task: Task) -> None:
-    """Raises InvalidRequest, which says what the model can do instead."""
-    if task not in ability.tasks:
-        able = " or ".join(_ENDPOINTS[each][1] for each in ability.tasks)
-        message = f"This model {_ENDPOINTS[task][0]}; use {able} with it."
-        raise InvalidRequest(message, param="model", code="unsupported_task")
 
 
 class InputProcessor:

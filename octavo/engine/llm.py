@@ -8,9 +8,9 @@ from typing import Any, cast
 from tqdm import tqdm
 
 from octavo.config import EngineConfig
+from octavo.engine.ability import check_scores, pair_up
 from octavo.engine.chat_template import ChatTemplate
 from octavo.engine.llm_engine import LLMEngine
-from octavo.engine.scoring import check_scores, pair_up
 from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import InvalidRequest, RequestFailed
 from octavo.request import (

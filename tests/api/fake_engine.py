@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 import json
+from array import array
 from collections.abc import AsyncIterator, Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -19,7 +20,8 @@ from octavo.api.limits import Limits
 from octavo.api.served import OneModel
 from octavo.config import EngineConfig, ServerConfig
 from octavo.errors import ContextTooLong, InvalidRequest
-from octavo.request import BeamSearchParams, CompletionOutput, Logprob, RequestOutput, SamplingParams
+from octavo.plan import Ability
+from octavo.request import BeamSearchParams, CompletionOutput, Logprob, PoolingParams, RequestOutput, SamplingParams
 
 BOS = 256
 
@@ -78,6 +80,7 @@ class FakeEngine:
     moving: bool = True
     dead: bool = False
     max_model_len: int = 128
+    ability: Ability = Ability(width=4)
     default_sampling: dict[str, Any] = field(default_factory=dict)
     config: EngineConfig = field(default_factory=EngineConfig)
 
@@ -104,11 +107,15 @@ class FakeEngine:
                 "cache_salt": cache_salt,
             }
         )
-        self._check(prompt)
+        if not isinstance(sampling_params, PoolingParams):
+            self._check(prompt)
         assert request_id not in self.running
         self.running.add(request_id)
         try:
             async with self.seats or nullcontext():
+                if isinstance(sampling_params, PoolingParams):
+                    yield await self._pooled(prompt, sampling_params, request_id)
+                    return
                 async for output in self._steps(prompt, sampling_params, request_id):
                     yield output
         except GeneratorExit:
@@ -127,6 +134,36 @@ class FakeEngine:
         ids = self.tokenizer.encode(prompt, add_special_tokens)
         self._check(ids)
         return prompt, ids
+
+    async def encode_to_pool(self, prompt, *, truncate=None, add_special_tokens=True) -> tuple[list[int], int | None]:
+        if isinstance(prompt, list):
+            ids, second = prompt, None
+        else:
+            first, *others = [prompt] if isinstance(prompt, str) else prompt
+            ids = self.tokenizer.encode(first, add_special_tokens)
+            second = len(ids) if others else None
+            ids = ids + [token for text in others for token in text.encode()]
+        if truncate is not None:
+            ids = ids[: self.max_model_len if truncate == -1 else truncate]
+        if len(ids) > self.max_model_len:
+            raise ContextTooLong("the text is too long", param="prompt")
+        return ids, second
+
+    async def _pooled(self, prompt: list[int], params: PoolingParams, request_id: str) -> RequestOutput:
+        if self.error is not None:
+            raise self.error
+        if self.hang_after is not None:
+            await asyncio.Event().wait()
+        await asyncio.sleep(self.step_seconds)
+        ended = CompletionOutput(index=0, text="", token_ids=[], finish_reason="stop")
+        return RequestOutput(
+            request_id=request_id,
+            prompt=None,
+            prompt_token_ids=prompt,
+            outputs=[ended],
+            finished=True,
+            pooled=array("f", vector(prompt, params)).tobytes(),
+        )
 
     def _check(self, prompt: list[int]) -> None:
         if any(i >= self.tokenizer.vocab_size for i in prompt):
@@ -160,6 +197,15 @@ class FakeEngine:
                 num_cached_tokens=4,
             )
             step += 1
+
+
+def vector(prompt: list[int], params: PoolingParams) -> list[float]:
+    """How often a text has each of the letters a to d; how many of a second text's tokens the first has too."""
+    if params.task == "embed":
+        return [float(prompt.count(letter)) for letter in b"abcd"][: params.dimensions]
+    assert params.second is not None
+    second = prompt[params.second :]
+    return [sum(token in prompt[: params.second] for token in second) / len(second)]
 
 
 class Script:

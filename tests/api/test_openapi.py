@@ -56,6 +56,10 @@ def test_references_lead_somewhere(document) -> None:
         ("/tokenize", {"prompt": "Hi", "return_token_strs": True}),
         ("/detokenize", {"tokens": [72, 105]}),
         ("/generate", {"prompt": "Hi"}),
+        ("/v1/embeddings", {"model": "fake-model", "input": ["abc", "d"]}),
+        ("/v1/embeddings", {"model": "fake-model", "input": [[97], [98, 99]], "encoding_format": "base64"}),
+        ("/v1/rerank", {"query": "ab", "documents": ["a", {"text": "c"}]}),
+        ("/v1/score", {"text_1": "ab", "text_2": ["a", "c"]}),
     ],
 )
 def test_bodies_and_answers_are_as_described(document, path: str, body: dict[str, Any]) -> None:

@@ -39,7 +39,7 @@ async def completions(call: Call) -> ASGIApp:
     request = await call.read(CompletionRequest, COMPLETION_UNSUPPORTED)
     options = _check(request)
     call.deadline.shorten(request.timeout)
-    served = await call.model(request.model, request.user)
+    served = await call.model(request.model, request.user, task="generate")
     engine = served.engine
     prompts = split_prompts(request.prompt)
     width = max(request.n or 1, request.best_of or 1)

@@ -19,7 +19,7 @@ _RESERVED = frozenset(("messages", "tools", "add_generation_prompt", "continue_f
                        "chat_template", "bos_token", "eos_token"))  # fmt: skip
 
 
-def split_prompts(prompt: Prompt) -> list[str | list[int]]:
+def split_prompts(prompt: Prompt, param: str = "prompt", most: int = PROMPTS) -> list[str | list[int]]:
     """A prompt field holds one text, texts, one list of ids, or lists of ids. Raises InvalidRequest."""
     if isinstance(prompt, str):
         prompts: list[Any] = [prompt]
@@ -29,13 +29,13 @@ def split_prompts(prompt: Prompt) -> list[str | list[int]]:
         prompts = list(prompt)
         kinds = {type(item) for item in prompts}
         if len(kinds) > 1 or int in kinds:
-            message = "Invalid 'prompt': a list must hold only strings, only token ids, or only lists of token ids."
-            raise InvalidRequest(message, param="prompt", code="invalid_type")
-    if len(prompts) > PROMPTS:
-        message = f"Invalid 'prompt': at most {PROMPTS} prompts in one request, not {len(prompts)}."
-        raise InvalidRequest(message, param="prompt", code="array_above_max_length")
+            message = f"Invalid '{param}': a list must hold only strings, only token ids, or only lists of token ids."
+            raise InvalidRequest(message, param=param, code="invalid_type")
+    if len(prompts) > most:
+        message = f"Invalid '{param}': at most {most} {param}s in one request, not {len(prompts)}."
+        raise InvalidRequest(message, param=param, code="array_above_max_length")
     if not all(prompts):
-        raise InvalidRequest("Invalid 'prompt': a prompt must not be empty.", param="prompt", code="invalid_value")
+        raise InvalidRequest(f"Invalid '{param}': a {param} must not be empty.", param=param, code="invalid_value")
     return prompts
 
 

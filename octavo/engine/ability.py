@@ -1,4 +1,4 @@
-"""Which texts are compared with which, and whether a model's head can say how well they go together."""
+"""Whether a model can do what it is asked; and which texts are compared with which."""
 
 from __future__ import annotations
 
@@ -6,7 +6,21 @@ from collections.abc import Sequence
 
 from octavo.errors import InvalidRequest
 from octavo.plan import Ability
-from octavo.request import TextPair
+from octavo.request import Task, TextPair
+
+_ENDPOINTS: dict[Task, tuple[str, str]] = {
+    "generate": ("generates no text", "/v1/chat/completions or /v1/completions"),
+    "embed": ("makes no embeddings", "/v1/embeddings"),
+    "classify": ("has no classifier", "/v1/rerank or /v1/score"),
+}
+
+
+def check_task(ability: Ability, task: Task) -> None:
+    """Raises InvalidRequest, which says what the model can do instead."""
+    if task not in ability.tasks:
+        able = " or ".join(_ENDPOINTS[each][1] for each in ability.tasks)
+        message = f"This model {_ENDPOINTS[task][0]}; use {able} with it."
+        raise InvalidRequest(message, param="model", code="unsupported_task")
 
 
 def pair_up(first: str | Sequence[str], second: str | Sequence[str]) -> list[TextPair]:
