@@ -20,7 +20,7 @@ from octavo.api.limits import POOLED_AT_ONCE, POOLED_TOKENS
 from octavo.engine.ability import check_scores
 from octavo.errors import InvalidRequest
 from octavo.face import Engine
-from octavo.request import PoolingParams, RequestOutput, TextPair
+from octavo.request import BACKGROUND, PoolingParams, RequestOutput, TextPair
 from octavo.vectors import cosine, floats
 
 
@@ -114,7 +114,7 @@ async def _run(call: Call, engine: Engine, jobs: Sequence[_Job], reading: Readin
     tally.prompt_tokens = sum(len(job.token_ids) for job in jobs)
     lanes = min(len(jobs), POOLED_AT_ONCE)
     vectors = [b""] * len(jobs)
-    with call.desk.accept_more(lanes - 1), call.tenant.charge(tally.prompt_tokens):
+    with call.desk.accept_more(lanes - 1, call.background), call.tenant.charge(tally.prompt_tokens):
         call.deadline.await_first_token()
         sources = [_lane(call, engine, jobs[first::lanes], reading) for first in range(lanes)]
         async with aclosing(merge(sources)) as outputs:
@@ -135,7 +135,7 @@ async def _lane(
             job.token_ids,
             job.params,
             f"pool-{call.request_id}-{job.index}",
-            priority=reading.priority,
+            priority=BACKGROUND if call.background else reading.priority,
             cache_salt=call.tenant.salt(reading.cache_salt),
             output_kind="delta",
         )
