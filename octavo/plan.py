@@ -7,7 +7,7 @@ per sequence, its block table and what the sampler needs; the plan carries only 
 
 from __future__ import annotations
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from octavo.request import Fault, Logprobs, PoolingParams, SamplingParams, Task
 
@@ -43,6 +43,8 @@ class StepPlan(Struct, frozen=True, array_like=True):
     rows: list[Row]
     copies: list[tuple[int, int]]  # (source, destination) blocks, copied before anything is computed
     removed: list[int]  # sequence ids a worker may forget, applied first
+    #: What rows with draws may draw, by sequence id: bit i of byte j is token 8j + i; missing bytes allow nothing.
+    masks: dict[int, bytes] = field(default_factory=dict)
 
     @property
     def token_count(self) -> int:
@@ -57,6 +59,8 @@ class RowResult(Struct, frozen=True, array_like=True):
     error: str | None = None  # this row failed (say, NaN logits); the others stand
     fault: Fault = "failed"
     pooled: bytes | None = None  # float32, little-endian
+    param: str | None = None  # which of the caller's fields the error is about
+    complete: list[bool] | None = None  # per draw: nothing may follow it
 
 
 class StepResult(Struct, frozen=True, array_like=True):

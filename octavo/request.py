@@ -43,6 +43,34 @@ def _real(param: str, value: float, low: float, high: float) -> None:
     _require(value <= high, param, f"must be at most {high:g}, not {value:g}", "decimal_above_max_value")
 
 
+class StructuredOutputs(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What an output has to look like: exactly one of the first six. The names are vLLM's.
+
+    json: a JSON schema, as text or as what the text says. regex: what the whole output matches. choice: one of these
+    texts. grammar: context-free, in Lark's or GBNF's notation. json_object: any JSON object. structural_tag: free text
+    in which certain beginnings call for JSON, described by JSON text. disable_any_whitespace and whitespace_pattern (a
+    regular expression): what may stand between the parts of JSON. Whether all this can be followed shows later.
+    """
+
+    json: str | dict[str, Any] | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: str | None = None
+    disable_any_whitespace: bool = False
+    whitespace_pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in STRUCTURES if getattr(self, name) not in (None, False)]
+        needs = f"needs one of {', '.join(STRUCTURES)}"
+        _require(len(given) == 1, "structured_outputs", f"{needs}, not {' and '.join(given) or 'none'}")
+        _require(self.choice != [], "structured_outputs", "needs a choice of at least one text", "empty_array")
+
+
+STRUCTURES = StructuredOutputs.__struct_fields__[:6]
+
+
 class SamplingParams(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """How tokens are chosen and when to stop.
 
@@ -74,6 +102,7 @@ class SamplingParams(Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     prompt_logprobs: int | None = None
     detokenize: bool = True
     skip_special_tokens: bool = True
+    structured_outputs: StructuredOutputs | None = None
 
     def __post_init__(self) -> None:
         stop: object = self.stop
@@ -170,6 +199,7 @@ class Request(Struct, frozen=True, kw_only=True, omit_defaults=True):
     seed: int  # 64 bits, resolved even when the caller gave none: a resumed request draws the same numbers
     eos_token_ids: list[int] = field(default_factory=list)
     bad_words: list[list[int]] = field(default_factory=list)  # params.bad_words as token ids
+    grammar: str | None = None  # params.structured_outputs as the core reads it
     arrival: float = 0.0  # seconds on the caller's clock; orders requests of equal priority
     priority: int = 0  # lower is served first under the `priority` policy; BACKGROUND is served last under each
     adapter: str | None = None
@@ -214,6 +244,7 @@ class Output(Struct, frozen=True, array_like=True, omit_defaults=True):
     error: str | None = None
     fault: Fault = "failed"  # whose the error is
     pooled: bytes | None = None  # float32, little-endian: what the request's pooling has made
+    param: str | None = None  # which of the caller's fields it is about
 
 
 class Logprob(Struct, frozen=True):

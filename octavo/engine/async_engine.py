@@ -159,7 +159,10 @@ class AsyncLLMEngine:
                 text, (ids, _) = None, await self.encode_to_pool(prompt)
             else:
                 text, ids = await self.encode(prompt)
-            request = self._inputs.request(request_id, ids, sampling_params, priority=priority, cache_salt=cache_salt)
+            grammar = await self._grammar(sampling_params)
+            request = self._inputs.request(
+                request_id, ids, sampling_params, priority=priority, cache_salt=cache_salt, grammar=grammar
+            )
             if self._death is not None:  # while we encoded
                 raise self._death
             self._outputs.add(request, text, output_kind)
@@ -196,6 +199,11 @@ class AsyncLLMEngine:
         if sum(len(text) for text in texts if isinstance(text, str)) > _ENCODE_INLINE:
             return await asyncio.to_thread(self._inputs.encode_to_pool, prompt, truncate, add_special_tokens)
         return self._inputs.encode_to_pool(prompt, truncate, add_special_tokens)
+
+    async def _grammar(self, params: SamplingParams | BeamSearchParams | PoolingParams) -> str | None:
+        if not isinstance(params, SamplingParams) or params.structured_outputs is None:
+            return None
+        return await asyncio.to_thread(self._inputs.grammar, params)
 
     async def abort(self, request_id: str) -> None:
         """Forget a request, wherever it is; who still waits for it gets RequestFailed."""

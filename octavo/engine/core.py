@@ -12,6 +12,8 @@ from collections.abc import Callable
 from msgspec import Struct, field
 
 from octavo.config import EngineConfig
+from octavo.engine.guidance import Grammar, Grammars, Guides
+from octavo.errors import InvalidRequest
 from octavo.execution.executor import Executor
 from octavo.metrics import EngineStats
 from octavo.plan import StepPlan
@@ -35,7 +37,8 @@ class StepOutputs(Struct, frozen=True, array_like=True):
 class EngineCore:
     """The scheduler and the executor of one model.
 
-    hash_seed makes the prefix cache's keys unguessable: random bytes unless given. clock: seconds, monotonic.
+    hash_seed makes the prefix cache's keys unguessable: random bytes unless given. clock: seconds, monotonic. grammars:
+    for requests that have one.
     """
 
     def __init__(
@@ -45,8 +48,11 @@ class EngineCore:
         *,
         hash_seed: bytes | None = None,
         clock: Callable[[], float] = time.monotonic,
+        grammars: Grammars | None = None,
     ) -> None:
         self.executor = executor
+        self.grammars = grammars
+        self._guides = Guides(grammars) if grammars is not None else None
         self._clock = clock
         capacity = executor.capacity
         self.scheduler = Scheduler(
@@ -64,12 +70,24 @@ class EngineCore:
     def has_work(self) -> bool:
         return self.scheduler.has_work
 
-    def add(self, request: Request) -> None:
-        """Raises ContextTooLong or Overloaded; then the request was never here."""
+    def add(self, request: Request, grammar: Grammar | None = None) -> None:
+        """Its grammar is compiled unless it is given. Raises InvalidRequest or Overloaded; then it was never here."""
+        if request.grammar is not None:
+            assert self.grammars is not None
+            grammar = grammar or self.grammars.compile(request.grammar)
         self.scheduler.add(request)
+        if grammar is not None:
+            assert self._guides is not None
+            try:
+                self._guides.add(request, grammar)
+            except InvalidRequest:
+                self.scheduler.abort(request.request_id)
+                raise
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         self.scheduler.abort(request_id, index)
+        if self._guides is not None:
+            self._guides.drop(request_id, index)
 
     def plan(self) -> StepPlan:
         """What the next step computes; `run` must follow."""
@@ -79,8 +97,17 @@ class EngineCore:
         """Compute it and take in what came of it."""
         began = self._clock()
         started = dict.fromkeys(self.scheduler.started, began)
-        outputs = self.scheduler.update(self.executor.run(plan))
+        outputs = self._compute(plan) if self._guides is None else self._guided(plan, self._guides)
         return StepOutputs(outputs, started, self.stats(plan.token_count), work(plan), self._clock() - began)
+
+    def _compute(self, plan: StepPlan) -> list[Output]:
+        return self.scheduler.update(self.executor.run(plan))
+
+    def _guided(self, plan: StepPlan, guides: Guides) -> list[Output]:
+        guides.mask(plan, self.scheduler.whose)
+        outputs = self.scheduler.update(guides.advance(self.executor.run(plan), self.scheduler.whose))
+        guides.forget(outputs)
+        return outputs
 
     def step(self) -> StepOutputs:
         """One turn of the loop."""

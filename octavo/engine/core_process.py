@@ -8,20 +8,28 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
 
 from octavo.engine.channel import UNANNOUNCED_WORK, Abort, Add, Began, FromCore, Stepped, ToCore
+from octavo.engine.compiling import Compiled, Compiling
 from octavo.engine.core import EngineCore, StepOutputs, work
+from octavo.engine.guidance import Grammar, Grammars
 from octavo.errors import EngineDead, InvalidRequest, OctavoError, Overloaded
 from octavo.execution.executor import make_executor
 from octavo.frames import FrameSocket, NoMessage
 from octavo.processes import Failed, Ready, Setup, enter_child, settle
 from octavo.request import Fault, Output, Request
 
+if TYPE_CHECKING:
+    from octavo.engine.tokenizer import Tokenizer
+
 logger = logging.getLogger(__name__)
 
-Inbox = SimpleQueue[ToCore | None]  # None: the API process is gone
+Message = ToCore | Compiled
+Inbox = SimpleQueue[Message | None]  # None: the API process is gone
 
 
 def main(descriptor: int) -> None:
@@ -37,7 +45,8 @@ def main(descriptor: int) -> None:
     except OctavoError as error:
         link.send(Failed.of(error))
         return
-    core = EngineCore(setup.config, executor)
+    load_tokenizer = partial(_load_tokenizer, setup)
+    core = EngineCore(setup.config, executor, grammars=Grammars(load_tokenizer, executor.capacity.vocab_size))
     try:
         link.send(Ready(executor.capacity))
         run(core, link)
@@ -54,19 +63,34 @@ def run(core: EngineCore, link: FrameSocket[ToCore]) -> None:
     """Serve until the other side hangs up."""
     inbox: Inbox = SimpleQueue()
     threading.Thread(target=_listen, args=(link, inbox), daemon=True).start()
+    compiling = Compiling(core.grammars, inbox.put) if core.grammars is not None else None
     while (messages := _arrived(inbox, wait=not core.has_work)) is not None:
-        turn(core, messages, link.send)
+        turn(core, messages, link.send, compiling)
 
 
-def turn(core: EngineCore, messages: list[ToCore], send: Callable[[FromCore], None]) -> None:
-    """One turn of the loop: take in what arrived, then compute a step if there is work. Every turn says something."""
+def turn(
+    core: EngineCore,
+    messages: Sequence[Message],
+    send: Callable[[FromCore], None],
+    compiling: Compiling | None = None,
+) -> None:
+    """One turn of the loop: take in what arrived, then compute a step if there is work. Every turn says something.
+
+    compiling: for requests that have a grammar.
+    """
     refused: list[Output] = []
     released: list[str] = []
     for message in messages:
         match message:
             case Add(request):
-                refused += _add(core, request)
+                refused += _add(core, request, compiling)
+            case Compiled(request):
+                assert compiling is not None
+                if compiling.end(request):
+                    refused += _add_compiled(core, message)
             case Abort(request_id, index):
+                if compiling is not None:
+                    compiling.drop(request_id)
                 core.abort(request_id, index)
                 if index is None:
                     released.append(request_id)
@@ -91,9 +115,9 @@ def _listen(link: FrameSocket[ToCore], inbox: Inbox) -> None:
         inbox.put(None)
 
 
-def _arrived(inbox: Inbox, wait: bool) -> list[ToCore] | None:
+def _arrived(inbox: Inbox, wait: bool) -> list[Message] | None:
     """All that is there, waiting for the first if asked to; None once the API process is gone."""
-    messages: list[ToCore] = []
+    messages: list[Message] = []
     try:
         while (message := inbox.get(block=wait and not messages)) is not None:
             messages.append(message)
@@ -102,19 +126,48 @@ def _arrived(inbox: Inbox, wait: bool) -> list[ToCore] | None:
     return None
 
 
-def _add(core: EngineCore, request: Request) -> list[Output]:
+def _add(core: EngineCore, request: Request, compiling: Compiling | None) -> list[Output]:
+    """Nothing if the request was taken, or is as soon as its grammar is compiled; else its end."""
+    if request.grammar is None:
+        return _admit(core, request)
+    assert core.grammars is not None
+    assert compiling is not None
+    if (grammar := core.grammars.find(request.grammar)) is not None:
+        return _admit(core, request, grammar)
+    compiling.begin(request)
+    return []
+
+
+def _add_compiled(core: EngineCore, compiled: Compiled) -> list[Output]:
+    if compiled.grammar is not None:
+        return _admit(core, compiled.request, compiled.grammar)
+    return [_refusal(compiled.request, compiled.error)]
+
+
+def _admit(core: EngineCore, request: Request, grammar: Grammar | None = None) -> list[Output]:
     """Nothing if the request was taken, else its end. Whatever goes wrong with it ends no other."""
-    fault: Fault
     try:
-        core.add(request)
+        core.add(request, grammar)
         return []
     except (InvalidRequest, Overloaded) as error:
-        fault = "overloaded" if isinstance(error, Overloaded) else "invalid"
-        message = error.message
+        return [_refusal(request, error)]
     except Exception:
         logger.exception("request %s could not be admitted", request.request_id)
-        fault, message = "failed", "the request could not be admitted; see the server's log"
-    return [Output(request.request_id, finish_reason="error", error=message, fault=fault)]
+        return [_refusal(request)]
+
+
+def _refusal(request: Request, error: InvalidRequest | Overloaded | None = None) -> Output:
+    if error is None:
+        message = "the request could not be admitted; see the server's log"
+        return Output(request.request_id, finish_reason="error", error=message, fault="failed")
+    fault: Fault = "overloaded" if isinstance(error, Overloaded) else "invalid"
+    return Output(request.request_id, finish_reason="error", error=error.message, fault=fault, param=error.param)
+
+
+def _load_tokenizer(setup: Setup) -> Tokenizer:
+    from octavo.engine.tokenizer import Tokenizer
+
+    return Tokenizer.from_checkpoint(setup.checkpoint, setup.config.model.tokenizer)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from octavo.checkpoint import Checkpoint
 from octavo.checkpoint.checkpoint import SentencePooling
 from octavo.config import ModelConfig
 from octavo.engine.ability import check_task
+from octavo.engine.grammar import grammar_text
 from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import CheckpointError, ContextTooLong, InvalidRequest
 from octavo.plan import Capacity, fork_seed
@@ -94,6 +95,11 @@ class InputProcessor:
             raise self._too_long(f"more than {len(prompt) // _LONGEST_TOKEN}")
         return prompt, self._check_ids(self._tokenizer.encode(prompt, add_special_tokens))
 
+    def grammar(self, params: SamplingParams | BeamSearchParams | PoolingParams) -> str | None:
+        """The grammar that the output has to follow. Large ones take time. Raises InvalidRequest."""
+        outputs = params.structured_outputs if isinstance(params, SamplingParams) else None
+        return None if outputs is None else grammar_text(outputs)
+
     def request(
         self,
         request_id: str,
@@ -102,8 +108,9 @@ class InputProcessor:
         *,
         priority: int = 0,
         cache_salt: str | None = None,
+        grammar: str | None = None,
     ) -> Request:
-        """Raises InvalidRequest naming the parameter that the model cannot serve."""
+        """grammar: what `grammar` says of the same parameters. Raises InvalidRequest naming what cannot be served."""
         task = params.task if isinstance(params, PoolingParams) else "generate"
         check_task(self._capacity.ability, task)
         if isinstance(params, PoolingParams):
@@ -126,6 +133,9 @@ class InputProcessor:
                 temperature=params.temperature, max_tokens=params.max_tokens, ignore_eos=params.ignore_eos
             )
         self._check_against_model(params)
+        if params.structured_outputs is not None:
+            assert grammar is not None
+            params = msgspec.structs.replace(params, structured_outputs=None)
         room = self._capacity.max_model_len - len(prompt_token_ids)
         return Request(
             request_id=request_id,
@@ -135,6 +145,7 @@ class InputProcessor:
             seed=self._seed(params),
             eos_token_ids=[token for token in self._tokenizer.eos_token_ids if token < self._capacity.vocab_size],
             bad_words=self._bad_words(params),
+            grammar=grammar,
             arrival=self._clock(),
             priority=priority,
             cache_salt=cache_salt,

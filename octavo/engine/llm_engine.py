@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from octavo.checkpoint import Checkpoint, resolve
 from octavo.config import EngineConfig
 from octavo.engine.core import EngineCore
+from octavo.engine.guidance import Grammars
 from octavo.engine.input import InputProcessor, default_sampling
 from octavo.engine.output import OutputKind, OutputProcessor
 from octavo.engine.tokenizer import Tokenizer
@@ -34,8 +35,9 @@ class LLMEngine:
         self.checkpoint: Checkpoint = resolve(config.model)
         self.tokenizer = Tokenizer.from_checkpoint(self.checkpoint, config.model.tokenizer)
         self.default_sampling = default_sampling(config.model, self.checkpoint)
-        self._core = EngineCore(config, executor or make_executor(config, self.checkpoint))
-        capacity = self._core.executor.capacity
+        executor = executor or make_executor(config, self.checkpoint)
+        capacity = executor.capacity
+        self._core = EngineCore(config, executor, grammars=Grammars(lambda: self.tokenizer, capacity.vocab_size))
         self.max_model_len = capacity.max_model_len
         self.ability = capacity.ability
         self.metrics = Metrics(self.checkpoint.name, capacity.max_model_len)
@@ -71,7 +73,10 @@ class LLMEngine:
             raise InvalidRequest("a pair of texts cannot be continued", param="prompt")
         else:
             text, ids = self._inputs.encode(prompt)
-        request = self._inputs.request(request_id, ids, params, priority=priority, cache_salt=cache_salt)
+        grammar = self._inputs.grammar(params)
+        request = self._inputs.request(
+            request_id, ids, params, priority=priority, cache_salt=cache_salt, grammar=grammar
+        )
         self._core.add(request)
         self._outputs.add(request, text, output_kind)
 

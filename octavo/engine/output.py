@@ -256,7 +256,7 @@ class OutputProcessor:
         grouped: dict[str, list[Output]] = {}
         for output in step.outputs:
             if output.error is not None:
-                news.failures[output.request_id] = _ERRORS[output.fault](output.error)
+                news.failures[output.request_id] = _ERRORS[output.fault](output.error, param=output.param)
                 grouped.pop(output.request_id, None)
                 self.drop(output.request_id, "error")
             elif output.request_id in self._states:

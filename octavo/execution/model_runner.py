@@ -51,17 +51,17 @@ class ModelRunner:
         batch = self._tables.batch(plan.rows)
         self._pooler.mark(plan.rows, batch)
         hidden_TE = self._graph.replay(batch)
-        results = self._with_prompt_logprobs(plan.rows, self._draw(plan.rows, batch, hidden_TE), hidden_TE, batch)
+        results = self._with_prompt_logprobs(plan.rows, self._draw(plan, batch, hidden_TE), hidden_TE, batch)
         return StepResult(plan.step, results + self._pooler.pool(plan.rows, batch, hidden_TE))
 
-    def _draw(self, rows: list[Row], batch: Batch, hidden_TE: Tensor) -> dict[int, RowResult]:
-        places = [place for place, row in enumerate(rows) if row.draws]
+    def _draw(self, plan: StepPlan, batch: Batch, hidden_TE: Tensor) -> dict[int, RowResult]:
+        places = [place for place, row in enumerate(plan.rows) if row.draws]
         if not places:
             return {}
-        drawing = [rows[place] for place in places]
+        drawing = [plan.rows[place] for place in places]
         last_D = torch.from_numpy(batch.last_R[places].astype(np.int64)).to(hidden_TE.device)
         logits_DV = self._logits(hidden_TE[last_D])
-        return {result.sequence_id: result for result in self._sampler.sample(drawing, logits_DV)}
+        return {result.sequence_id: result for result in self._sampler.sample(drawing, logits_DV, plan.masks)}
 
     def _logits(self, hidden_RE: Tensor) -> Tensor:
         assert isinstance(self._model, Decoder)

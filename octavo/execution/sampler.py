@@ -1,9 +1,9 @@
 """The sampler: a row of logits and its request's SamplingParams become tokens. Each row stands alone.
 
-Order, as vLLM's users know it: allowed ids, bad words, min tokens, logit bias, penalties; then greedy, or temperature,
-min-p, top-k, top-p and one draw. A draw inverts the cumulative distribution at a number keyed by (seed, position), so
-it never depends on the batch. Log-probabilities are those of the model, before any of this; those of beams, what they
-are ranked by.
+Order, as vLLM's users know it: mask, allowed ids, bad words, min tokens, logit bias, penalties; then greedy, or
+temperature, min-p, top-k, top-p and one draw. A draw inverts the cumulative distribution at a number keyed by (seed,
+position), so it never depends on the batch. Log-probabilities are those of the model, before any of this; those of
+beams, what they are ranked by.
 
 Shape letters: R rows, V vocabulary.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate, pairwise
@@ -28,6 +28,8 @@ from octavo.plan import Row, RowResult, SequenceSpec, fork_seed
 from octavo.request import Logprobs
 
 logger = logging.getLogger(__name__)
+
+_NONE: Mapping[int, bytes] = {}
 
 
 class Sampler:
@@ -45,14 +47,18 @@ class Sampler:
     def spec(self, sequence_id: int) -> SequenceSpec:
         return self._history[sequence_id].spec
 
-    def sample(self, rows: list[Row], logits_RV: Tensor) -> list[RowResult]:
-        """One result per row; a row that cannot be sampled gets an error, the others their tokens."""
+    def sample(self, rows: list[Row], logits_RV: Tensor, masks: Mapping[int, bytes] = _NONE) -> list[RowResult]:
+        """One result per row; a row that cannot be sampled gets an error, the others their tokens.
+
+        masks: as in `StepPlan`. The logits are changed in place unless log-probabilities of a changed row are wanted.
+        """
         histories = [self._history[row.sequence_id] for row in rows]
         raw_RV = logits_RV
-        if any(history.adjusts for history in histories):
+        changes = zip(rows, histories, strict=True)
+        if any(history.reports and (history.adjusts or row.sequence_id in masks) for row, history in changes):
             logits_RV = logits_RV.clone()
         faults = [
-            contained(row, partial(history.prepare, row, logits_V))
+            contained(row, partial(history.prepare, row, logits_V, masks.get(row.sequence_id)))
             for row, history, logits_V in zip(rows, histories, logits_RV, strict=True)
         ]
         draws = _draws(rows, histories)
@@ -129,6 +135,7 @@ class History:
         )
         self._output: Counter[int] = Counter(self.tokens[spec.prompt_length :]) if self._penalizes else Counter()
         self._seen = set(self.tokens) if self._penalizes else set()
+        self.reports = params.logprobs is not None
         self.adjusts = bool(
             self._penalizes
             or spec.bad_words
@@ -163,9 +170,11 @@ class History:
             self._output.update(fresh)
             self._seen.update(fresh)
 
-    def prepare(self, row: Row, logits_V: Tensor) -> None:
+    def prepare(self, row: Row, logits_V: Tensor, mask: bytes | None) -> None:
         """Take in the row's tokens; apply, in place, what does not depend on temperature."""
         self.follow(row)
+        if mask is not None:
+            _forbid(logits_V, mask)
         if self.adjusts:
             self._adjust(logits_V)
 
@@ -206,6 +215,16 @@ class History:
             ids = torch.tensor(list(self._output), device=logits_V.device)
             counts = torch.tensor(list(self._output.values()), dtype=torch.float32, device=logits_V.device)
             logits_V[ids] -= params.frequency_penalty * counts + params.presence_penalty
+
+
+def _forbid(logits_V: Tensor, mask: bytes) -> None:
+    """All tokens whose bit is not set: bit i of byte j is that of token 8j + i."""
+    packed = np.zeros(-(-len(logits_V) // 8), dtype=np.uint8)
+    given = np.frombuffer(mask, dtype=np.uint8)[: len(packed)]
+    np.invert(given, out=packed[: len(given)])
+    packed[len(given) :] = 255
+    forbidden_V = torch.from_numpy(np.unpackbits(packed, count=len(logits_V), bitorder="little").view(np.bool_))
+    logits_V.masked_fill_(forbidden_V.to(logits_V.device), -math.inf)
 
 
 def logprobs(raw_V: Tensor, tokens: list[int], count: int) -> list[Logprobs]:

@@ -12,7 +12,7 @@ from bisect import insort
 from octavo.config import SchedulerConfig
 from octavo.errors import ContextTooLong, Overloaded
 from octavo.plan import Row, RowResult, StepPlan, StepResult, fork_seed
-from octavo.request import Continuation, Fault, FinishReason, Logprobs, Output, Request
+from octavo.request import Continuation, FinishReason, Logprobs, Output, Request
 from octavo.scheduling import beam
 from octavo.scheduling.blocks import BlockPool
 from octavo.scheduling.policy import POLICIES
@@ -114,6 +114,11 @@ class Scheduler:
             raise Overloaded(f"{self._queued_tokens} prompt tokens are waiting already; try again later")
 
     # ------------------------------------------------------------------ schedule
+
+    def whose(self, sequence_id: int) -> tuple[str, int]:
+        """Of a sequence in the step under way: its request, and which of that one's sequences it is."""
+        sequence, _, _ = self._in_flight[sequence_id]
+        return sequence.group.request.request_id, sequence.index
 
     def schedule(self) -> StepPlan:
         """The next step. Owners of blocks and `computed` move only here and in `update`."""
@@ -263,7 +268,7 @@ class Scheduler:
             if self._groups.get(group.request.request_id) is not group or sequence not in group.live:
                 continue
             if row.error is not None:
-                outputs.append(self._fail(group, row.error, row.fault))
+                outputs.append(self._fail(group, row))
                 continue
             if row.prompt_logprobs is not None and not group.forked:
                 group.prompt_logprobs[start:] = row.prompt_logprobs  # a preempted prompt starts over
@@ -294,7 +299,8 @@ class Scheduler:
         outputs = []
         for place, (member, token) in enumerate(zip(members, row.token_ids, strict=True)):
             member.tokens.append(token)
-            reason = self._finish_reason(member, token)
+            complete = row.complete is not None and row.complete[place]
+            reason = self._finish_reason(member, token, complete)
             logprobs = [row.logprobs[place]] if row.logprobs is not None else None
             outputs.append(self._output(member, token, logprobs, reason))
             if reason is not None:
@@ -369,8 +375,10 @@ class Scheduler:
     def _capacity(self) -> int:
         return min(self.max_model_len, self.pool.count * self.block_size)
 
-    def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
+    def _finish_reason(self, sequence: Sequence, token: int, complete: bool) -> FinishReason | None:
         request = sequence.group.request
+        if complete:
+            return "stop"
         if sequence.output_length > request.params.min_tokens and token in sequence.group.ends:
             return "stop"
         if sequence.output_length >= request.max_tokens or len(sequence.tokens) >= self._capacity:
@@ -382,20 +390,22 @@ class Scheduler:
     ) -> Output:
         group = sequence.group
         first = sequence.output_length == 1 and sequence.index == 0
+        end_token = token in group.ends or token in group.request.eos_token_ids
         return Output(
             request_id=group.request.request_id,
             index=sequence.index,
             token_ids=[token],
             logprobs=logprobs,
             finish_reason=reason,
-            stop_token_id=token if reason == "stop" else None,
+            stop_token_id=token if reason == "stop" and end_token else None,
             prompt_logprobs=group.prompt_logprobs if first and group.prompt_logprobs else None,
             cached_tokens=group.cached_tokens or 0,
         )
 
-    def _fail(self, group: Group, error: str, fault: Fault) -> Output:
-        self.abort(group.request.request_id)
-        return Output(request_id=group.request.request_id, finish_reason="error", error=error, fault=fault)
+    def _fail(self, group: Group, row: RowResult) -> Output:
+        request_id = group.request.request_id
+        self.abort(request_id)
+        return Output(request_id, finish_reason="error", error=row.error, fault=row.fault, param=row.param)
 
     def _end_sequence(self, sequence: Sequence) -> None:
         self._leave(sequence)
