@@ -95,7 +95,7 @@ def _answer(each: Operation, schema_of: dict[Any, Any]) -> dict[str, Any]:
         kind = dialect_of(each.path).framing.media_type.partition(";")[0]
         content[kind] = {"schema": {"type": "string"}, "x-event": schema_of[each.events]}
     if not content:
-        content["text/plain"] = {"schema": {"type": "string"}}
+        content[each.gives_media] = {"schema": {"type": "string"}}
     return {"description": "The answer.", "content": content}
 
 
@@ -105,8 +105,11 @@ def _errors(each: Operation, schema: Any) -> dict[str, Any]:
 
 
 def _possible(each: Operation) -> Iterable[tuple[str, str]]:
-    only_with_body = ("400", "408", "413", "415", "429")
-    return ((status, why) for status, why in _ERRORS.items() if each.takes is not None or status not in only_with_body)
+    impossible = set()
+    if each.takes is None:
+        impossible |= {"408", "413", "415", "429"}
+        impossible |= {"400"} if each.queries is None else set()
+    return ((status, why) for status, why in _ERRORS.items() if status not in impossible)
 
 
 def _query_parameters(shape: Any) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ class Operation:
     media: Literal["application/json", "multipart/form-data"] = "application/json"  # of the body; a form is streamed
     queries: Any = None  # the type of the query's parameters
     gives: Any = None  # the JSON answer's type; None: not JSON
+    gives_media: str = "text/plain"  # the media type of an answer that is not JSON
     events: Any = None  # the type of a stream's events, where the body may ask for one
     unsupported: Mapping[str, str] = field(default_factory=dict)  # fields that are refused, and why
     without_effect: Mapping[str, str] = field(default_factory=dict)  # fields that are taken and change nothing, and why

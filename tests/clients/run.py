@@ -65,7 +65,7 @@ def clients(gguf: Path) -> dict[str, Client]:
         "langchain_openai_python": ("langchain-openai", (MODEL, EMBEDDER)),
         "pydantic_ai_python": ("pydantic-ai-slim", (MODEL,)),
         "lm_eval_python": ("lm_eval", (FLOAT_MODEL, str(gguf), str(SCRATCH))),
-        "schemathesis_python": ("schemathesis", (str(SCRATCH), "30")),
+        "schemathesis_python": ("schemathesis", (str(SCRATCH), "30", MODEL, EMBEDDER)),
     }
     found = {
         name: Client(package, (python, str(HERE / f"{name}.py")), arguments)
@@ -83,7 +83,18 @@ def serving() -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "octavo.toml"
         config.write_text(DECLARED)
-        command = [sys.executable, "-m", "octavo.cli", "serve", "--config", str(config), "--port", "0"]
+        command = [
+            sys.executable,
+            "-m",
+            "octavo.cli",
+            "serve",
+            "--config",
+            str(config),
+            "--port",
+            "0",
+            "--request-timeout",
+            "120",
+        ]
         command += ["--data-dir", str(Path(folder) / "data")]
         with (
             (SCRATCH / "server.log").open("w") as log,

@@ -176,5 +176,5 @@ OPERATIONS = (
     Operation(method="GET", path="/v1/files", handler=list_files, queries=FileQuery, gives=FileList),
     Operation(method="GET", path=_FILE, handler=retrieve_file, gives=FileObject),
     Operation(method="DELETE", path=_FILE, handler=delete_file, gives=FileDeleted),
-    Operation(method="GET", path=_FILE + "/content", handler=file_content),
+    Operation(method="GET", path=_FILE + "/content", handler=file_content, gives_media="application/jsonl"),
 )
