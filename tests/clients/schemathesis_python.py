@@ -24,7 +24,8 @@ with check("no 5xx, every answer as documented") as notes:
     config = Path(SCRATCH) / "schemathesis.toml"
     config.write_text(CONFIG)
     command = [
-        str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(config), "run", f"{URL}/openapi.json", "--url", URL,
+        str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(config),
+        "run", f"{URL}/openapi.json", "--url", URL,
         "--checks", CHECKS, "--max-examples", EXAMPLES, "--seed", "1", "--generation-database", "none",
         "--request-timeout", "180", "--no-color",
     ]  # fmt: skip
