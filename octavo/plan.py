@@ -96,3 +96,4 @@ class Capacity(Struct, frozen=True, kw_only=True):
     vocab_size: int  # width of the logits: every token id must be below
     kept_blocks: int | None = None  # that may take memory only to keep content for the prefix cache; None: all
     ability: Ability = Ability()
+    gpus: list[str] = []  # UUIDs of those that compute

@@ -276,6 +276,8 @@ class RequestMetrics(Struct, kw_only=True):
     first_scheduled_time: float | None = None
     first_token_time: float | None = None
     finished_time: float | None = None
+    compute_seconds: float = 0.0  # of the steps that it was part of, by its share of the tokens computed in each
+    energy_joules: float | None = None  # likewise; None where the machine does not say what it uses
 
 
 class RequestOutput(Struct, kw_only=True):

@@ -27,7 +27,7 @@ from octavo.api.wire import decode, explain
 from octavo.engine.ability import check_task
 from octavo.errors import Overloaded
 from octavo.face import Known, Models, Served
-from octavo.request import Task
+from octavo.request import RequestMetrics, Task
 
 logger = logging.getLogger("octavo.api")
 
@@ -192,6 +192,26 @@ class Tally:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    times: dict[int, RequestMetrics] = field(default_factory=dict)  # of each prompt
+    costs_are_shown: bool = False  # the caller asked for them
+
+    @property
+    def queue_seconds(self) -> float:
+        """Of the prompt that waited longest for its first step."""
+        began = (times.first_scheduled_time for times in self.times.values())
+        arrived = (times.arrival_time for times in self.times.values())
+        return max(
+            (start - since for start, since in zip(began, arrived, strict=True) if start is not None), default=0.0
+        )
+
+    @property
+    def compute_seconds(self) -> float:
+        return sum(times.compute_seconds for times in self.times.values())
+
+    @property
+    def energy_joules(self) -> float | None:
+        known = [times.energy_joules for times in self.times.values() if times.energy_joules is not None]
+        return sum(known) if known else None
 
 
 @dataclass(frozen=True, slots=True)

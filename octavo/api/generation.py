@@ -76,6 +76,8 @@ async def deltas(call: Call, engine: Engine, jobs: Sequence[Job]) -> AsyncGenera
         async with aclosing(merge([_outputs(call, engine, job) for job in jobs])) as outputs:
             async for which, output in outputs:
                 call.deadline.first_token()
+                if output.metrics is not None:
+                    tally.times[which] = output.metrics
                 job = jobs[which]
                 if which not in opened:
                     opened.add(which)

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from msgspec import Struct, field
 
 from octavo.config import EngineConfig
+from octavo.energy import Meter
 from octavo.engine.guidance import Grammar, Grammars, Guides
 from octavo.errors import InvalidRequest
 from octavo.execution.executor import Executor
 from octavo.metrics import EngineStats
-from octavo.plan import StepPlan
+from octavo.plan import Row, StepPlan
 from octavo.request import Output, Request
 from octavo.scheduling.scheduler import Scheduler
 
@@ -32,13 +33,15 @@ class StepOutputs(Struct, frozen=True, array_like=True):
     work: float = 0.0  # of the step, as `work` counts it
     seconds: float = 0.0  # that the step took
     released: list[str] = field(default_factory=list)  # aborted requests: of their ids nothing more is said
+    shares: dict[str, float] = field(default_factory=dict)  # each request's part of `work`; together all of it
+    joules: float | None = None  # that the machine used meanwhile, where it can be measured
 
 
 class EngineCore:
     """The scheduler and the executor of one model.
 
     hash_seed makes the prefix cache's keys unguessable: random bytes unless given. clock: seconds, monotonic. grammars:
-    for requests that have one.
+    for requests that have one. meter: what the machine has used.
     """
 
     def __init__(
@@ -49,11 +52,13 @@ class EngineCore:
         hash_seed: bytes | None = None,
         clock: Callable[[], float] = time.monotonic,
         grammars: Grammars | None = None,
+        meter: Meter | None = None,
     ) -> None:
         self.executor = executor
         self.grammars = grammars
         self._guides = Guides(grammars) if grammars is not None else None
         self._clock = clock
+        self._meter = meter
         capacity = executor.capacity
         self.scheduler = Scheduler(
             config.scheduler,
@@ -96,9 +101,26 @@ class EngineCore:
     def run(self, plan: StepPlan) -> StepOutputs:
         """Compute it and take in what came of it."""
         began = self._clock()
+        used = self._meter() if self._meter else 0.0
         started = dict.fromkeys(self.scheduler.started, began)
+        shares = self._shares(plan)
         outputs = self._compute(plan) if self._guides is None else self._guided(plan, self._guides)
-        return StepOutputs(outputs, started, self.stats(plan.token_count), work(plan), self._clock() - began)
+        return StepOutputs(
+            outputs,
+            started,
+            self.stats(plan.token_count),
+            work(plan),
+            self._clock() - began,
+            shares=shares,
+            joules=self._meter() - used if self._meter else None,
+        )
+
+    def _shares(self, plan: StepPlan) -> dict[str, float]:
+        shares: dict[str, float] = {}
+        for row in plan.rows:
+            request_id = self.scheduler.request_of(row)
+            shares[request_id] = shares.get(request_id, 0.0) + row_work(row)
+        return shares
 
     def _compute(self, plan: StepPlan) -> list[Output]:
         return self.scheduler.update(self.executor.run(plan))
@@ -131,4 +153,8 @@ class EngineCore:
 
 def work(plan: StepPlan) -> float:
     """How long a step takes, in a unit that only compares steps: its tokens, those of long contexts counting more."""
-    return sum(len(row.token_ids) * (1.0 + row.start / _LONG_CONTEXT) for row in plan.rows)
+    return sum(map(row_work, plan.rows))
+
+
+def row_work(row: Row) -> float:
+    return len(row.token_ids) * (1.0 + row.start / _LONG_CONTEXT)

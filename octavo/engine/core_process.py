@@ -13,6 +13,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
+from octavo.energy import find_meter
 from octavo.engine.channel import UNANNOUNCED_WORK, Abort, Add, Began, FromCore, Stepped, ToCore
 from octavo.engine.compiling import Compiled, Compiling
 from octavo.engine.core import EngineCore, StepOutputs, work
@@ -45,8 +46,8 @@ def main(descriptor: int) -> None:
     except OctavoError as error:
         link.send(Failed.of(error))
         return
-    load_tokenizer = partial(_load_tokenizer, setup)
-    core = EngineCore(setup.config, executor, grammars=Grammars(load_tokenizer, executor.capacity.vocab_size))
+    grammars = Grammars(partial(_load_tokenizer, setup), executor.capacity.vocab_size)
+    core = EngineCore(setup.config, executor, grammars=grammars, meter=find_meter(executor.capacity.gpus))
     try:
         link.send(Ready(executor.capacity))
         run(core, link)

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from octavo.checkpoint import Checkpoint, resolve
 from octavo.config import EngineConfig
+from octavo.energy import find_meter
 from octavo.engine.core import EngineCore
 from octavo.engine.guidance import Grammars
 from octavo.engine.input import InputProcessor, default_sampling
@@ -37,7 +38,8 @@ class LLMEngine:
         self.default_sampling = default_sampling(config.model, self.checkpoint)
         executor = executor or make_executor(config, self.checkpoint)
         capacity = executor.capacity
-        self._core = EngineCore(config, executor, grammars=Grammars(lambda: self.tokenizer, capacity.vocab_size))
+        grammars = Grammars(lambda: self.tokenizer, capacity.vocab_size)
+        self._core = EngineCore(config, executor, grammars=grammars, meter=find_meter(capacity.gpus))
         self.max_model_len = capacity.max_model_len
         self.ability = capacity.ability
         self.metrics = Metrics(self.checkpoint.name, capacity.max_model_len)

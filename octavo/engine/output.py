@@ -253,6 +253,8 @@ class OutputProcessor:
         self._metrics.observe(step.stats)
         for request_id, moment in step.started.items():
             self._start(request_id, moment)
+        for request_id, share in step.shares.items():
+            self._charge(request_id, step, share / step.work)
         grouped: dict[str, list[Output]] = {}
         for output in step.outputs:
             if output.error is not None:
@@ -276,6 +278,14 @@ class OutputProcessor:
         if state is not None and state.times.first_scheduled_time is None:  # a resumed request starts once
             state.times.first_scheduled_time = moment
             self._metrics.begin(len(state.request.prompt_token_ids), state.request.max_tokens, state.width)
+
+    def _charge(self, request_id: str, step: StepOutputs, share: float) -> None:
+        """What a request cost in a step, of which it was this share."""
+        if (state := self._states.get(request_id)) is None:
+            return
+        state.times.compute_seconds += step.seconds * share
+        if step.joules is not None:
+            state.times.energy_joules = (state.times.energy_joules or 0.0) + step.joules * share
 
     def _advance(self, state: RequestState, outputs: Sequence[Output], now: float, news: News) -> None:
         first = state.times.first_token_time is None

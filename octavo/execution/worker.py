@@ -49,6 +49,7 @@ class Worker:
             vocab_size=model.vocab_size,
             kept_blocks=plan_kept_blocks(config.cache, block_bytes, device),
             ability=model.ability,
+            gpus=[f"GPU-{torch.cuda.get_device_properties(device).uuid}"] if device.type == "cuda" else [],
         )
         cache = KVCache(model.cache_specs, blocks, block_size, dtype, device)
         self._runner = ModelRunner(model, cache, max_model_len, config.scheduler.max_num_batched_tokens, device)

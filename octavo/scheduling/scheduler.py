@@ -254,6 +254,11 @@ class Scheduler:
         insort(self.waiting, sequence, key=_order)
         self.preemptions += 1
 
+    def request_of(self, row: Row) -> str:
+        """Whose a row of the latest plan is."""
+        sequence, _, _ = self._in_flight[row.sequence_id]
+        return sequence.group.request.request_id
+
     # ------------------------------------------------------------------ update
 
     def update(self, result: StepResult) -> list[Output]:

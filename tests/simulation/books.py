@@ -20,6 +20,7 @@ crash       nothing raises
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -195,6 +196,8 @@ class Books:
 
     def take(self, step: StepOutputs) -> None:
         """What the core says."""
+        whole = math.isclose(sum(step.shares.values()), step.work)
+        demand(whole and step.shares.keys() <= self._aboard.keys(), "cost", "{} of {}", step.shares, step.work)
         for request_id in step.started:
             demand(self._queued.pop(request_id, None) is not None, "queue", "{} starts twice", request_id)
         for output in step.outputs:

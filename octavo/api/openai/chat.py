@@ -37,6 +37,7 @@ from octavo.request import Logprob
 async def chat_completions(call: Call) -> ASGIApp:
     request = await call.read(ChatRequest, CHAT_UNSUPPORTED)
     answer = ChatAnswer(await Turn.prepare(call, request))
+    call.tally.costs_are_shown = request.include_cost is True
     if request.stream:
         return await EventStream.open(answer.chunks())
     return json_response(await answer.whole())

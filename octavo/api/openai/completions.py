@@ -39,6 +39,7 @@ async def completions(call: Call) -> ASGIApp:
     request = await call.read(CompletionRequest, COMPLETION_UNSUPPORTED)
     options = _check(request)
     call.deadline.shorten(request.timeout)
+    call.tally.costs_are_shown = request.include_cost is True
     served = await call.model(request.model, request.user, task="generate")
     engine = served.engine
     prompts = split_prompts(request.prompt)

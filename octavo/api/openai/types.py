@@ -115,6 +115,7 @@ class OpenAIFields(SamplingFields, kw_only=True):
     use_beam_search: bool | None = None
     length_penalty: float | None = None
     return_token_ids: bool | None = None
+    include_cost: bool | None = None  # in `usage`
 
 
 class ContentPart(Struct, kw_only=True):
@@ -179,11 +180,20 @@ class PromptTokensDetails(Struct, kw_only=True):
     cached_tokens: int
 
 
+class Cost(Struct, kw_only=True):
+    """What an answer took of the machine: its share of each step that it was part of."""
+
+    queue_seconds: float  # until its first step
+    compute_seconds: float
+    energy_joules: float | UnsetType = UNSET  # where the machine says what it uses
+
+
 class Usage(Struct, kw_only=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    cost: Cost | UnsetType = UNSET
 
 
 class WireLogprob(Struct, kw_only=True):
