@@ -279,6 +279,11 @@ class RequestMetrics(Struct, kw_only=True):
     compute_seconds: float = 0.0  # of the steps that it was part of, by its share of the tokens computed in each
     energy_joules: float | None = None  # likewise; None where the machine does not say what it uses
 
+    @property
+    def queue_seconds(self) -> float:
+        """Until its first step; 0 before that."""
+        return 0.0 if self.first_scheduled_time is None else self.first_scheduled_time - self.arrival_time
+
 
 class RequestOutput(Struct, kw_only=True):
     """What a caller of `LLM`, `LLMEngine` or `AsyncLLMEngine` receives for one request."""

@@ -198,11 +198,7 @@ class Tally:
     @property
     def queue_seconds(self) -> float:
         """Of the prompt that waited longest for its first step."""
-        began = (times.first_scheduled_time for times in self.times.values())
-        arrived = (times.arrival_time for times in self.times.values())
-        return max(
-            (start - since for start, since in zip(began, arrived, strict=True) if start is not None), default=0.0
-        )
+        return max((times.queue_seconds for times in self.times.values()), default=0.0)
 
     @property
     def compute_seconds(self) -> float:

@@ -21,7 +21,15 @@ from octavo.api.served import OneModel
 from octavo.config import EngineConfig, ServerConfig
 from octavo.errors import ContextTooLong, InvalidRequest
 from octavo.plan import Ability
-from octavo.request import BeamSearchParams, CompletionOutput, Logprob, PoolingParams, RequestOutput, SamplingParams
+from octavo.request import (
+    BeamSearchParams,
+    CompletionOutput,
+    Logprob,
+    PoolingParams,
+    RequestMetrics,
+    RequestOutput,
+    SamplingParams,
+)
 
 BOS = 256
 
@@ -76,6 +84,7 @@ class FakeEngine:
     gate: asyncio.Event | None = None  # no step before it is set
     seats: asyncio.Semaphore | None = None  # of which a request needs one for its steps
     step_seconds: float = 0.0
+    joules: float | None = None  # that a step takes
     ready: bool = True
     moving: bool = True
     dead: bool = False
@@ -176,6 +185,7 @@ class FakeEngine:
         context = self.max_model_len - len(prompt)
         room = min(params.max_tokens or context, context)
         scripts = [Script(self.reply(prompt, index), index, params, room) for index in range(n)]
+        times = RequestMetrics(arrival_time=1.0, first_scheduled_time=1.5)
         step = 0
         while not all(script.done for script in scripts):
             if self.error is not None and step == self.fail_after:
@@ -187,6 +197,9 @@ class FakeEngine:
                 await self.gate.wait()
             await asyncio.sleep(self.step_seconds)
             outputs = [script.next() for script in scripts if not script.done]
+            times.compute_seconds += 0.25
+            if self.joules is not None:
+                times.energy_joules = (times.energy_joules or 0.0) + self.joules
             yield RequestOutput(
                 request_id=request_id,
                 prompt=None,
@@ -195,6 +208,7 @@ class FakeEngine:
                 finished=all(script.done for script in scripts),
                 prompt_logprobs=prompt_logprobs(prompt, params) if step == 0 else None,
                 num_cached_tokens=4,
+                metrics=times,
             )
             step += 1
 
