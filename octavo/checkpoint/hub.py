@@ -16,7 +16,13 @@ from octavo import env
 from octavo.checkpoint.progress import Progress, Report
 from octavo.errors import CheckpointError
 
-CONFIG_FILES = ("config.json", "generation_config.json")
+CONFIG_FILES = (
+    "config.json",
+    "generation_config.json",
+    "modules.json",  # and below: how vectors are made of texts
+    "sentence_bert_config.json",
+    "*_Pooling/config.json",
+)
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -26,7 +32,7 @@ TOKENIZER_FILES = (
 )
 ABOUT_FILES = ("README.md", "LICENSE*")
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
-_ELSEWHERE = ("*/*", "consolidated*.safetensors")  # other formats of the same weights
+_ELSEWHERE = ("*[!g]/*", "consolidated*.safetensors")  # other formats of the same weights; but not 1_Pooling/
 
 _NAME = r"[A-Za-z0-9][\w.-]{0,95}"
 

