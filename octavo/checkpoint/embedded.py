@@ -120,7 +120,7 @@ def with_advice(checkpoint: Checkpoint, model: EmbeddedModel) -> Checkpoint:
 
 
 def fetch(model: EmbeddedModel, report: Report | None = None) -> Path:
-    """The model's GGUF file or folder in the cache, downloaded first if need be. Raises CheckpointError saying what to do.
+    """The model's file or folder in the cache, downloaded first if need be. Raises CheckpointError saying what to do.
 
     Without `report` the installer shows on standard error what it does.
     """
