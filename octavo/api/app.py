@@ -31,6 +31,7 @@ from octavo.api.limits import Limits
 from octavo.api.openai import batches, chat, completions, embeddings, files, models
 from octavo.api.openapi import with_description
 from octavo.api.operation import Operation
+from octavo.api.page import Page
 from octavo.api.responses import create
 from octavo.api.tenants import Tenant
 from octavo.config import ServerConfig
@@ -93,7 +94,7 @@ def _tenant(desk: Desk, keys: Keyring | None, name: str) -> Tenant | None:
 
 
 def _app(desk: Desk, config: ServerConfig, keys: Keyring | None, operations: Iterable[Operation]) -> Starlette:
-    middleware = [Middleware(RequestLog, traffic=desk.traffic)]
+    middleware = [Middleware(RequestLog, traffic=desk.traffic), Middleware(Page)]
     if config.allowed_origins:
         middleware.append(
             Middleware(

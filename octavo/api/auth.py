@@ -72,7 +72,8 @@ class KnownOrigins:
         await self.app(scope, receive, send)
 
     def _unknown_origin(self, scope: Scope) -> Forbidden | None:
-        if all(value in self.origins for name, value in scope["headers"] if name == b"origin"):
+        origins = [value for name, value in scope["headers"] if name == b"origin"]
+        if all(origin in self.origins or _is_own(scope, origin) for origin in origins):
             return None
         return Forbidden("Pages of this web origin may not use the server; --allowed-origins names those that may.")
 
@@ -86,6 +87,13 @@ class KnownOrigins:
             "A server without keys answers to IP addresses and local names, not to the one in this Host header. "
             "To allow a name: --allowed-origins http://NAME:PORT."
         )
+
+
+def _is_own(scope: Scope, origin: bytes) -> bool:
+    """Whether it is the server's own page, by the name that it was asked by: which names it has is another question."""
+    scheme, _, place = origin.lower().partition(b"://")
+    hosts = [value.lower() for name, value in scope["headers"] if name == b"host"]
+    return hosts == [place] and scheme in ((b"https",) if scope["scheme"] == "https" else (b"http", b"https"))
 
 
 def _on_unix_socket(scope: Scope) -> bool:
