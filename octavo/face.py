@@ -16,6 +16,7 @@ from msgspec import Struct
 from octavo.config import EngineConfig
 from octavo.plan import Ability
 from octavo.request import BeamSearchParams, PoolingParams, PromptType, RequestOutput, SamplingParams, TextPair
+from octavo.snapshot import EngineView
 
 
 class Checkpoint(Protocol):
@@ -95,6 +96,10 @@ class Engine(Protocol):
         cache_salt: str | None = None,
         output_kind: Literal["delta", "cumulative"] = "cumulative",
     ) -> AsyncIterator[RequestOutput]: ...
+
+    async def look(self) -> EngineView:
+        """How things stand, for people who watch."""
+        ...
 
     async def shutdown(self) -> None: ...
 

@@ -121,6 +121,15 @@ class Metrics:
         assert value is not None, f"there is no counter {counter}"
         return value
 
+    def totals(self) -> dict[str, float]:
+        """What all counters have come to, and the sums and counts of all histograms."""
+        samples = [sample for family in self.registry.collect() for sample in family.samples]
+        return {
+            sample.name.removeprefix("vllm:").removesuffix("_total"): sample.value
+            for sample in samples
+            if sample.name.endswith(("_total", "_sum", "_count")) and sample.labels == self._labels
+        }
+
     def observe(self, stats: EngineStats) -> None:
         """A report of the core."""
         last, self._last = self._last, stats

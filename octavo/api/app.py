@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from octavo.api import generate, probes, rerank, tokens
+from octavo.api import generate, probes, rerank, tokens, watch
 from octavo.api.anthropic import messages
 from octavo.api.auth import BearerAuth, KnownOrigins
 from octavo.api.batch.service import BatchService
@@ -51,6 +51,7 @@ _LISTED: tuple[Operation, ...] = (
     *generate.OPERATIONS,
     *files.OPERATIONS,
     *batches.OPERATIONS,
+    *watch.OPERATIONS,
 )
 OPERATIONS = with_description(_LISTED)
 

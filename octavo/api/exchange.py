@@ -31,7 +31,7 @@ from octavo.errors import Forbidden, InvalidRequest, OctavoError, UnsupportedMed
 logger = logging.getLogger("octavo.api")
 access_logger = logging.getLogger("octavo.access")
 
-_QUIET_PATHS = ("/live", "/ready", "/health", "/metrics")  # asked every few seconds
+_QUIET_PATHS = ("/live", "/ready", "/health", "/metrics", "/v1/live")  # asked every few seconds
 
 
 class ClientLeft(Exception):

@@ -30,7 +30,6 @@ _POLICY = (
 _HEADERS = {
     "cache-control": "no-cache",  # ask each time whether it is still the same
     "content-security-policy": _POLICY,
-    "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
     "referrer-policy": "no-referrer",

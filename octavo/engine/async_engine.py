@@ -13,10 +13,11 @@ from collections.abc import AsyncIterator, Callable, Iterable
 
 from octavo.checkpoint import Checkpoint, resolve
 from octavo.config import EngineConfig, replace
-from octavo.engine.channel import Abort, Add
+from octavo.engine.channel import Abort, Add, Look
 from octavo.engine.chat_template import ChatTemplate
 from octavo.engine.core import StepOutputs
 from octavo.engine.input import InputProcessor, default_sampling
+from octavo.engine.lookout import Lookout
 from octavo.engine.mailbox import Mailbox
 from octavo.engine.output import OutputKind, OutputProcessor
 from octavo.engine.roster import CRASH, FOREIGN_KILL, Roster
@@ -27,6 +28,7 @@ from octavo.metrics import Metrics
 from octavo.plan import Ability
 from octavo.processes import Ready
 from octavo.request import BeamSearchParams, PoolingParams, PromptType, RequestOutput, SamplingParams, TextPair
+from octavo.snapshot import Blocks, EngineView
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +63,7 @@ class AsyncLLMEngine:
         self._clock = clock
         self._supervisor = Supervisor(config, checkpoint, self, start_core)
         self._roster = Roster()
+        self._lookout = Lookout()
         self._outputs = OutputProcessor(tokenizer, self.metrics, clock)
         self._mailboxes: dict[str, Mailbox] = {}
         self._leaving: dict[str, asyncio.Event] = {}  # aborted, but the core may still speak of them
@@ -130,6 +133,24 @@ class AsyncLLMEngine:
     def max_model_len(self) -> int:
         """Known once ready."""
         return self._loaded.result().capacity.max_model_len
+
+    async def look(self) -> EngineView:
+        """How things stand, for people who watch."""
+        if self._supervisor.up and self._lookout.due():
+            self._supervisor.send(Look())
+        blocks = await self._lookout.newest()
+        requests, hidden = self._outputs.look()
+        stats = self.metrics.stats
+        return EngineView(
+            state="dead" if self.dead else "loading" if not self.ready else "ready" if self.moving else "recovering",
+            time=self._clock(),
+            running=stats.running,
+            waiting=stats.waiting,
+            totals=self.metrics.totals(),
+            requests=requests,
+            hidden_requests=hidden,
+            blocks=blocks,
+        )
 
     # ------------------------------------------------------------------ requests
 
@@ -267,6 +288,7 @@ class AsyncLLMEngine:
     def mourn(self, death: Death) -> None:
         """All its requests go on in the next core, but for one that has killed too often."""
         self.metrics.restart()
+        self._lookout.see(None)
         self._release(list(self._leaving))
         guilty = self._roster.bury(FOREIGN_KILL if death.foreign_kill else CRASH)
         if guilty is not None:
@@ -289,6 +311,9 @@ class AsyncLLMEngine:
             self._roster.end(request_id)
             self._fail(request_id, error)
         self._board()
+
+    def see(self, blocks: Blocks) -> None:
+        self._lookout.see(blocks)
 
     def _release(self, request_ids: Iterable[str]) -> None:
         """The core says no more of these."""

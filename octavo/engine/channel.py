@@ -16,6 +16,7 @@ from octavo import frames
 from octavo.engine.core import StepOutputs
 from octavo.processes import Failed, Ready, Setup
 from octavo.request import Request
+from octavo.snapshot import Blocks
 
 UNANNOUNCED_WORK = 64.0  # a step of more is announced by `Began`
 
@@ -29,6 +30,10 @@ class Abort(Struct, frozen=True, tag=True):
     index: int | None = None
 
 
+class Look(Struct, frozen=True, tag=True):
+    """Somebody watches: answered by `Seen` between two steps."""
+
+
 class Began(Struct, frozen=True, tag=True):
     """A large step begins: it may take its time."""
 
@@ -39,8 +44,12 @@ class Stepped(Struct, frozen=True, tag=True):
     step: StepOutputs
 
 
-ToCore = Setup | Add | Abort
-FromCore = Ready | Failed | Began | Stepped
+class Seen(Struct, frozen=True, tag=True):
+    blocks: Blocks
+
+
+ToCore = Setup | Add | Abort | Look
+FromCore = Ready | Failed | Began | Stepped | Seen
 
 
 class Channel:

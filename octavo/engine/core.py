@@ -20,6 +20,7 @@ from octavo.metrics import EngineStats
 from octavo.plan import Row, StepPlan
 from octavo.request import Output, Request
 from octavo.scheduling.scheduler import Scheduler
+from octavo.snapshot import Blocks
 
 _LONG_CONTEXT = 1024  # tokens; attending to so many costs about as much as everything else
 
@@ -146,6 +147,10 @@ class EngineCore:
             preemptions=scheduler.preemptions,
             step_tokens=step_tokens,
         )
+
+    def look(self) -> Blocks:
+        """The KV cache, for who watches."""
+        return self.scheduler.pool.look(self.scheduler.block_size)
 
     def close(self) -> None:
         self.executor.close()

@@ -14,7 +14,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from octavo.energy import find_meter
-from octavo.engine.channel import UNANNOUNCED_WORK, Abort, Add, Began, FromCore, Stepped, ToCore
+from octavo.engine.channel import UNANNOUNCED_WORK, Abort, Add, Began, FromCore, Look, Seen, Stepped, ToCore
 from octavo.engine.compiling import Compiled, Compiling
 from octavo.engine.core import EngineCore, StepOutputs, work
 from octavo.engine.guidance import Grammar, Grammars
@@ -95,6 +95,8 @@ def turn(
                 core.abort(request_id, index)
                 if index is None:
                     released.append(request_id)
+            case Look():
+                send(Seen(core.look()))
     if refused or released or not core.has_work:
         send(Stepped(StepOutputs(refused, stats=core.stats(), released=released)))
     if core.has_work:

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal
 
 from msgspec import structs
@@ -31,6 +32,7 @@ from octavo.request import (
     RequestMetrics,
     RequestOutput,
 )
+from octavo.snapshot import MOST_REQUESTS, RequestView
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +77,21 @@ class RequestState:
     def finish_reason(self) -> FinishReason:
         reasons = [sequence.total.finish_reason for sequence in self._sequences if sequence]
         return "stop" if "stop" in reasons else (reasons[0] or "abort") if reasons else "abort"
+
+    def look(self, now: float) -> RequestView:
+        times, tokens = self.times, self.output_tokens
+        first, started = times.first_token_time, times.first_scheduled_time is not None
+        seconds = 0.0 if first is None else self.last_token_time - first
+        return RequestView(
+            id=self.request.request_id,
+            state="running" if started else "waiting",
+            prompt_tokens=len(self.request.prompt_token_ids),
+            cached_tokens=self._cached_tokens,
+            output_tokens=tokens,
+            tokens_per_second=(tokens - self.width) / seconds if seconds > 0 and tokens > self.width else None,
+            first_token_seconds=None if first is None else first - times.arrival_time,
+            age_seconds=now - times.arrival_time,
+        )
 
     def resumed(self) -> Request:
         """The request as another core goes on with it: without what has been delivered."""
@@ -234,6 +251,14 @@ class OutputProcessor:
 
     def __getitem__(self, request_id: str) -> RequestState:
         return self._states[request_id]
+
+    def look(self) -> tuple[list[RequestView], int]:
+        """Requests in flight, running ones first, and how many more there are."""
+        started = [state for state in self._states.values() if state.times.first_scheduled_time is not None]
+        waiting = (state for state in self._states.values() if state.times.first_scheduled_time is None)
+        shown = [*started[:MOST_REQUESTS], *islice(waiting, max(0, MOST_REQUESTS - len(started)))]
+        now = self._clock()
+        return [state.look(now) for state in shown], len(self._states) - len(shown)
 
     def add(self, request: Request, prompt: str | None, kind: OutputKind) -> None:
         self._states[request.request_id] = RequestState(request, prompt, kind, self._tokenizer)

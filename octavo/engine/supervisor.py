@@ -19,10 +19,11 @@ from typing import Protocol
 
 from octavo.checkpoint import Checkpoint
 from octavo.config import EngineConfig, replace
-from octavo.engine.channel import UNANNOUNCED_WORK, Abort, Add, Began, Channel, FromCore, Stepped
+from octavo.engine.channel import UNANNOUNCED_WORK, Abort, Add, Began, Channel, FromCore, Look, Seen, Stepped
 from octavo.engine.core import StepOutputs
 from octavo.errors import EngineDead, OctavoError
 from octavo.processes import STACK_SIGNAL, Failed, Ready, end, setup, start
+from octavo.snapshot import Blocks
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ _LONGEST_BACKOFF = 10.0
 class Line(Protocol):
     """Our end of the line to a core."""
 
-    def send(self, message: Add | Abort) -> None: ...
+    def send(self, message: Add | Abort | Look) -> None: ...
 
     async def receive(self) -> FromCore:
         """Raises EOFError when the core is gone."""
@@ -122,6 +123,8 @@ class Client(Protocol):
 
     def hear(self, step: StepOutputs) -> None: ...
 
+    def see(self, blocks: Blocks) -> None: ...
+
     def mourn(self, death: Death) -> None:
         """A core that was loaded is gone; another follows."""
         ...
@@ -190,7 +193,7 @@ class Supervisor:
     def _patience(self) -> float:
         return self._pace.patience(self._announced) if self._loaded else self._load_patience
 
-    def send(self, message: Add | Abort) -> None:
+    def send(self, message: Add | Abort | Look) -> None:
         assert self._line is not None
         self._line.send(message)
 
@@ -267,6 +270,8 @@ class Supervisor:
                 self._worked = self._worked or step.work > 0
                 self._pace.note(step.work, step.seconds)
                 self._client.hear(step)
+            case Seen(blocks):
+                self._client.see(blocks)
         return None
 
     async def _watch(self, core: Core) -> None:

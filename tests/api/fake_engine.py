@@ -30,6 +30,7 @@ from octavo.request import (
     RequestOutput,
     SamplingParams,
 )
+from octavo.snapshot import Blocks, EngineView, RequestView
 
 BOS = 256
 
@@ -135,6 +136,31 @@ class FakeEngine:
             raise
         finally:
             self.running.discard(request_id)
+
+    async def look(self) -> EngineView:
+        views = [
+            RequestView(
+                id=name,
+                state="running",
+                prompt_tokens=1,
+                cached_tokens=0,
+                output_tokens=0,
+                tokens_per_second=None,
+                first_token_seconds=None,
+                age_seconds=0.5,
+            )
+            for name in sorted(self.running)
+        ]
+        return EngineView(
+            state="ready",
+            time=1.0,
+            running=len(views),
+            waiting=0,
+            totals={"prompt_tokens": 1.0},
+            requests=views,
+            hidden_requests=0,
+            blocks=Blocks(block_size=16, total=8, used=2, shared=0, kept=1, stride=1, runs=[2, 2, 1, 1, 0, 5]),
+        )
 
     async def encode(self, prompt, *, add_special_tokens=True) -> tuple[str | None, list[int]]:
         if not isinstance(prompt, str):

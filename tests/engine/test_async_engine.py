@@ -10,13 +10,14 @@ from msgspec import structs
 
 from octavo.config import EngineConfig
 from octavo.engine.async_engine import AsyncLLMEngine
-from octavo.engine.channel import Abort, Add, Began, Stepped
+from octavo.engine.channel import Abort, Add, Began, Look, Seen, Stepped
 from octavo.engine.core import StepOutputs
 from octavo.errors import ConfigError, EngineDead, InvalidRequest, Overloaded, RequestFailed
 from octavo.metrics import EngineStats
 from octavo.plan import Capacity
 from octavo.processes import Failed, Ready
 from octavo.request import Continuation, Logprobs, Output, SamplingParams
+from octavo.snapshot import Blocks
 
 READY = Ready(Capacity(num_blocks=8, block_size=4, max_model_len=20_000, vocab_size=200))
 GREEDY = SamplingParams(temperature=0.0, max_tokens=3)
@@ -496,5 +497,33 @@ def test_later_cores_promise_the_same_context_and_chance_goes_on():
         await asyncio.sleep(0)
         assert {core.config.model.max_model_len for core in stage.cores[1:]} == {READY.capacity.max_model_len}
         assert len({*seeds}) == 2
+
+    run(play)
+
+
+def test_who_looks_costs_the_core_one_message_and_nobody_else_any():
+    blocks = Blocks(block_size=4, total=8, used=1, shared=0, kept=0, stride=1, runs=[2, 1, 0, 7])
+
+    async def play():
+        stage = Stage()
+        answer = asyncio.create_task(collect(stage))
+        await stage.request()
+        looks = [asyncio.create_task(stage.engine.look()) for _ in range(3)]
+        assert await stage.line.received(2) == [stage.line.sent[0], Look()]
+        stage.line.says.put_nowait(Seen(blocks))
+        views = await asyncio.gather(*looks)
+        assert [(view.state, view.blocks, view.hidden_requests) for view in views] == [("ready", blocks, 0)] * 3
+        [request] = views[0].requests
+        assert (request.id, request.state, request.prompt_tokens, request.output_tokens) == ("r", "waiting", 2, 0)
+        stage.line.say(Output("r", 0, [67], cached_tokens=1), started={"r": 0.0})
+        while not (request := (await stage.engine.look()).requests[0]).output_tokens:
+            await asyncio.sleep(0)
+        assert (request.state, request.output_tokens, request.cached_tokens) == ("running", 1, 1)
+        assert request.first_token_seconds is not None
+        stage.say(Output("r", 0, [67], finish_reason="stop"))
+        await answer
+        view = await stage.engine.look()
+        assert (view.requests, view.totals["requests_completed"], view.totals["generation_tokens"]) == ([], 1, 2)
+        assert sum(isinstance(message, Look) for message in stage.line.sent) == 1
 
     run(play)

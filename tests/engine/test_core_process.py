@@ -9,7 +9,7 @@ import pytest
 from msgspec import structs
 
 from octavo.config import EngineConfig
-from octavo.engine.channel import Abort, Add, Began, FromCore, Stepped, ToCore
+from octavo.engine.channel import Abort, Add, Began, FromCore, Look, Seen, Stepped, ToCore
 from octavo.engine.core import EngineCore
 from octavo.engine.core_process import run, turn
 from octavo.frames import FrameSocket
@@ -138,3 +138,13 @@ def test_an_abort_while_idle_reports_an_empty_core(line):
     assert message.step.released == ["never there"]
     assert message.step.stats.running == 0
     assert message.step.stats.kv_cache_usage == 0.0
+
+
+def test_who_looks_sees_the_blocks_between_two_steps():
+    core = EngineCore(EngineConfig.of(), Counter())
+    said: list[FromCore] = []
+    turn(core, [Look()], said.append)
+    turn(core, [request("r", length=5, max_tokens=8)], said.append)
+    turn(core, [Look()], said.append)
+    looks = [message.blocks for message in said if isinstance(message, Seen)]
+    assert [(seen.block_size, seen.total, seen.runs) for seen in looks] == [(4, 8, [0, 8]), (4, 8, [2, 2, 0, 6])]

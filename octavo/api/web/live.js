@@ -50,16 +50,17 @@ function remember(model) {
   const samples = history.get(model.name) ?? [];
   history.set(model.name, samples);
   const now = performance.now() / SECOND;
+  const { time, totals } = model.engine;
   const before = samples.at(-1)?.totals;
-  const seconds = before ? model.time - samples.at(-1).time : 0;
-  const grown = (name) => Math.max(0, model.totals[name] - before[name]);
-  const mean = (sum, count) => (before && grown(count) > 0 ? grown(sum) / grown(count) : null);
+  const seconds = before ? time - samples.at(-1).time : 0;
+  const grown = (name) => Math.max(0, totals[name] - before[name]);
+  const mean = (name) => (before && grown(`${name}_count`) > 0 ? grown(`${name}_sum`) / grown(`${name}_count`) : null);
   samples.push({
     at: now,
-    time: model.time,
-    totals: model.totals,
+    time,
+    totals,
     speed: seconds > 0 ? [grown("generation_tokens") / seconds, grown("prompt_tokens") / seconds] : [null, null],
-    latency: [mean("first_token_seconds", "first_tokens"), mean("between_tokens_seconds", "between_tokens")],
+    latency: [mean("time_to_first_token_seconds"), mean("inter_token_latency_seconds")],
   });
   while (samples[0].at < now - SPAN - 5) samples.shift();
 }
@@ -72,12 +73,13 @@ export function draw() {
     byId("live-state").textContent = "No model is loaded.";
     return;
   }
-  byId("live-state").textContent = `${model.name} · ${STATES[model.state] ?? model.state}`;
+  const { engine } = model;
+  byId("live-state").textContent = `${model.name} · ${STATES[engine.state] ?? engine.state}`;
   const samples = history.get(model.name);
-  drawFigures(model, samples);
-  drawBlocks(model.blocks);
+  drawFigures(engine, samples);
+  drawBlocks(engine.blocks);
   drawCharts(samples);
-  drawRequests(model.requests, model.hidden_requests);
+  drawRequests(engine.requests, engine.hidden_requests);
 }
 
 const STATES = { ready: "ready", loading: "loading", recovering: "being restarted", dead: "stopped" };
@@ -116,7 +118,7 @@ function drawFigures({ running, waiting, totals, blocks }, samples) {
     "between tokens": time(recent(1)),
     "pages in use": blocks ? percent(blocks.used, blocks.total) : "–",
     "prompt found in cache": percent(totals.prefix_cache_hits, totals.prefix_cache_queries),
-    "answers made": count(totals.completed),
+    "answers made": count(totals.requests_completed),
   };
   byId("live-figures").replaceChildren(
     ...Object.entries(figures).map(([name, value]) => el("div", null, el("dt", null, name), el("dd", null, value))));
@@ -128,8 +130,8 @@ function drawBlocks(blocks) {
   for (let i = 0; i < (blocks?.runs.length ?? 0); i += 2)
     for (let n = 0; n < blocks.runs[i + 1]; n += 1) cells.push(blocks.runs[i]);
   const words = blocks
-    ? `${count(blocks.total)} pages of ${blocks.page_tokens} tokens: ${count(blocks.used)} used, ` +
-      `${count(blocks.shared)} of them shared; ${count(blocks.cached)} kept for reuse` +
+    ? `${count(blocks.total)} pages of ${blocks.block_size} tokens: ${count(blocks.used)} used, ` +
+      `${count(blocks.shared)} of them shared; ${count(blocks.kept)} kept for reuse` +
       (blocks.stride > 1 ? `. Each square stands for ${blocks.stride} pages` : "")
     : "Not known yet.";
   byId("pages-text").textContent = words;

@@ -106,8 +106,6 @@ function isTable(lines, at) {
   return marks.length === cells(lines[at]).length && marks.every((mark) => /^:?-+:?$/.test(mark));
 }
 
-const RENDERERS = { code, heading, rule, quote, list, table, paragraph };
-
 function render(block, depth) {
   return RENDERERS[depth > DEEPEST ? "paragraph" : block.kind](block.lines, depth);
 }
@@ -169,6 +167,8 @@ function table(lines) {
   return el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table" },
     el("table", null, el("thead", null, row(head, "th")), el("tbody", null, ...rows.map((each) => row(each, "td")))));
 }
+
+const RENDERERS = { code, heading, rule, quote, list, table, paragraph };
 
 /** Text with emphasis, code and links to nodes. */
 function inline(text, depth = 0) {
