@@ -18,6 +18,7 @@ from octavo.api.desk import Call
 from octavo.api.generation import Delta, Job, Opening, deltas
 from octavo.api.openai.prompts import render_chat
 from octavo.api.openai.sampling import beam_params, check_common, check_room, sampling_params
+from octavo.api.openai.structured import field_name
 from octavo.api.openai.types import ChatRequest, TurnFinish
 from octavo.errors import InvalidRequest
 from octavo.face import Engine
@@ -148,7 +149,8 @@ def _field_names(request: ChatRequest) -> Iterator[None]:
     if request.top_logprobs is not None:
         names["logprobs"] = "top_logprobs"
     try:
-        yield
+        with field_name(request):
+            yield
     except InvalidRequest as error:
         error.param = error.param and names.get(error.param, error.param)
         raise

@@ -20,6 +20,7 @@ from octavo.api.desk import Call
 from octavo.api.generation import Job, collect, deltas
 from octavo.api.limits import PROMPTS, check_product
 from octavo.api.openai.sampling import check_room, sampling_params
+from octavo.api.openai.structured import field_name
 from octavo.api.openai.types import COMPLETION_UNSUPPORTED, MaxTokens, SamplingFields, Sequences, Timeout
 from octavo.api.operation import Operation
 from octavo.api.wire import json_response
@@ -56,7 +57,8 @@ async def generate(call: Call) -> Response:
     count = _count(request)
     check_product(len(prompts), count, "num_return_sequences")
     jobs = [await _job(call, engine, request, prompt, index) for index, prompt in enumerate(prompts)]
-    choices = await collect(deltas(call, engine, jobs), len(prompts) * count)
+    with field_name(request):
+        choices = await collect(deltas(call, engine, jobs), len(prompts) * count)
     full = request.return_full_text is not False
     texts = [(prompts[index // count] if full else "") + choice.text for index, choice in enumerate(choices)]
     return json_response(GenerateResponse(generated_text=texts))

@@ -19,8 +19,8 @@ from octavo.request import StructuredOutputs
 LONGEST_GRAMMAR = 64 * 2**10  # characters
 DEEPEST_NESTING = 64  # of brackets in a JSON schema
 MOST_CHOICES = 4096
-#: At most one line end and its indentation: small models otherwise fill their output with blanks.
-DEFAULT_WHITESPACE = r"[ \t]{1,8}|\r?\n[ \t]{0,64}"
+#: One blank, or a line end and an indentation: small models otherwise fill their output with white space.
+DEFAULT_WHITESPACE = r" |\r?\n( {0,24}|\t{0,12})"
 _PARAM = "structured_outputs"
 
 

@@ -48,10 +48,22 @@ class Matcher(Protocol):
     def get_error(self) -> str: ...
 
 
-def refusal(message: str) -> InvalidRequest:
-    """llguidance's complaints end with its own state, and quote all of a long grammar."""
-    told = message.split("\n<")[0].strip()
-    return InvalidRequest(f"the grammar cannot be followed: {told[:400]}", param=PARAM, code="invalid_value")
+#: What llguidance says shortly, said so that a caller can do something about it.
+_EXPLAINED = {
+    "NoExtensionBias": "no output can satisfy it",
+    "too many": "it is too complex; simplify it, or bound its repetitions lower",
+    "fuel": "it is too complex; simplify it, or bound its repetitions lower",
+}
+
+
+def refusal(complaint: str) -> InvalidRequest:
+    """llguidance's complaints may end with its own state, and quote all of a long grammar."""
+    told = complaint.split("\n<")[0].strip()[:300]
+    for word, meaning in _EXPLAINED.items():
+        if word.lower() in told.lower():
+            told = f"{meaning} ({told})"
+            break
+    return InvalidRequest(f"the grammar cannot be followed: {told}", param=PARAM, code="invalid_value")
 
 
 @dataclass(slots=True)

@@ -224,6 +224,12 @@ class SequenceState:
         return text
 
 
+def _failure(output: Output) -> OctavoError:
+    assert output.error is not None
+    code = "invalid_value" if output.param is not None else None
+    return _ERRORS[output.fault](output.error, param=output.param, code=code)
+
+
 @dataclass(slots=True)
 class News:
     """What a step brought for callers, and what the core should stop computing."""
@@ -283,7 +289,7 @@ class OutputProcessor:
         grouped: dict[str, list[Output]] = {}
         for output in step.outputs:
             if output.error is not None:
-                news.failures[output.request_id] = _ERRORS[output.fault](output.error, param=output.param)
+                news.failures[output.request_id] = _failure(output)
                 grouped.pop(output.request_id, None)
                 self.drop(output.request_id, "error")
             elif output.request_id in self._states:

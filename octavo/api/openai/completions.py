@@ -17,6 +17,7 @@ from octavo.api.openai.logprobs import Position, completion_logprobs, wire_promp
 from octavo.api.openai.models import fingerprint
 from octavo.api.openai.prompts import split_prompts
 from octavo.api.openai.sampling import beam_params, check_common, check_room, sampling_params
+from octavo.api.openai.structured import field_name
 from octavo.api.openai.types import (
     COMPLETION_UNSUPPORTED,
     Completion,
@@ -151,13 +152,17 @@ class CompletionAnswer:
         return Completion(choices=choices, **fields, **self.common)
 
     async def _deltas(self, jobs: Sequence[Job]) -> AsyncGenerator[Delta, None]:
-        async with aclosing(deltas(self.call, self.engine, jobs)) as parts:
-            async for delta in parts:
-                if self.request.max_tokens == 0:  # the engine made one token, which nobody asked for
-                    self.call.tally.completion_tokens = 0
-                    finish: FinishReason | None = "length" if delta.finish_reason else None
-                    delta = Delta(index=delta.index, opening=delta.opening, finish_reason=finish)
-                yield delta
+        with field_name(self.request):
+            async with aclosing(deltas(self.call, self.engine, jobs)) as parts:
+                async for delta in parts:
+                    yield self._shown(delta)
+
+    def _shown(self, delta: Delta) -> Delta:
+        if self.request.max_tokens != 0:
+            return delta
+        self.call.tally.completion_tokens = 0  # the engine made one token, which nobody asked for
+        finish: FinishReason | None = "length" if delta.finish_reason else None
+        return Delta(index=delta.index, opening=delta.opening, finish_reason=finish)
 
     def _choice(self, delta: Delta, prompt: int, offsets: defaultdict[int, int]) -> CompletionChoice:
         """A delta on the wire, be it a step or a whole; with echo, its opening brings the prompt's text and tokens.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from octavo.api.openai.types import OpenAIFields, SamplingFields, StreamOptions
+from octavo.api.openai.structured import structured_outputs
+from octavo.api.openai.types import OpenAIFields, SamplingFields, StreamOptions, StructureFields
 from octavo.errors import ContextTooLong, InvalidRequest
 from octavo.face import Engine
 from octavo.request import BeamSearchParams, SamplingParams
 
-_SHARED = SamplingFields.__struct_fields__
+_SHARED = [name for name in SamplingFields.__struct_fields__ if name not in StructureFields.__struct_fields__]
 _OPENAI_DEFAULTS = {"temperature": 1.0, "top_p": 1.0}
 _NOT_WITH_BEAMS = ("stop", "stop_token_ids", "logprobs", "prompt_logprobs", "logit_bias", "allowed_token_ids",
                    "bad_words", "min_tokens", "seed", "best_of")  # fmt: skip
@@ -22,6 +23,7 @@ def sampling_params(
     given = {name: value for name in _SHARED if (value := getattr(request, name)) is not None}
     if isinstance(given.get("stop"), str):
         given["stop"] = [given["stop"]]
+    given["structured_outputs"] = structured_outputs(request)
     chosen = {**_OPENAI_DEFAULTS, **engine.default_sampling, **given, **changes}
     return SamplingParams(**chosen, max_tokens=max_tokens, logprobs=logprobs)
 
@@ -32,6 +34,9 @@ def beam_params(request: OpenAIFields, *, max_tokens: int) -> BeamSearchParams:
         if getattr(request, name, None) not in (None, False, [], {}):
             message = f"'{name}' cannot be combined with use_beam_search."
             raise InvalidRequest(message, param=name, code="unsupported_parameter")
+    if structured_outputs(request) is not None:
+        message = "A structure of the output cannot be combined with use_beam_search."
+        raise InvalidRequest(message, param="use_beam_search", code="unsupported_parameter")
     return BeamSearchParams(
         beam_width=request.n or 1,
         max_tokens=max_tokens,
@@ -46,11 +51,6 @@ def check_common(request: OpenAIFields) -> StreamOptions:
     if request.stream_options is not None and not request.stream:
         message = "'stream_options' is only allowed when 'stream' is true."
         raise InvalidRequest(message, param="stream_options", code="invalid_value")
-    if request.response_format is not None and request.response_format.type != "text":
-        message = (
-            f"Unsupported response_format type {request.response_format.type[:64]!r}: only 'text' is supported yet."
-        )
-        raise InvalidRequest(message, param="response_format", code="unsupported_parameter")
     if request.length_penalty is not None and not request.use_beam_search:
         message = "'length_penalty' is only allowed with use_beam_search."
         raise InvalidRequest(message, param="length_penalty", code="invalid_value")

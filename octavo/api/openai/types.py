@@ -6,7 +6,7 @@ model's own sampling default, else OpenAI's, takes its place. `*_UNSUPPORTED` na
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
@@ -44,11 +44,6 @@ CHAT_UNSUPPORTED = {
     "tools": _LATER,
     "functions": "It is deprecated, and this server does not support it.",
     "function_call": "It is deprecated, and this server does not support it.",
-    "structured_outputs": _LATER,
-    "guided_json": _LATER,
-    "guided_regex": _LATER,
-    "guided_choice": _LATER,
-    "guided_grammar": _LATER,
     "documents": _NOT_HERE,
     "audio": _NOT_HERE,
     "echo": "To continue the last message, use continue_final_message.",
@@ -61,7 +56,6 @@ CHAT_UNSUPPORTED = {
 COMPLETION_UNSUPPORTED = {
     "suffix": _NOT_HERE,
     "prompt_embeds": _NOT_HERE,
-    **{name: why for name, why in CHAT_UNSUPPORTED.items() if name.startswith(("guided", "structured"))},
     "kv_transfer_params": _NOT_HERE,
     "truncate_prompt_tokens": _NOT_HERE,
     "logits_processors": _NOT_HERE,
@@ -73,11 +67,56 @@ class StreamOptions(Struct, kw_only=True):
     continuous_usage_stats: bool | None = None
 
 
+class JsonSchemaFormat(Struct, kw_only=True):
+    """`strict` or not, the answer follows the schema."""
+
+    name: Name | None = None
+    description: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
 class ResponseFormat(Struct, kw_only=True):
+    """json_object may come with a schema; regex, grammar and structural_tag are what other servers have added."""
+
     type: str
+    json_schema: JsonSchemaFormat | None = None
+    schema: dict[str, Any] | None = None
+    regex: str | None = None
+    grammar: str | None = None
+    structures: list[Any] | None = None
+    triggers: list[str] | None = None
 
 
-class SamplingFields(Struct, kw_only=True):
+Choices = Annotated[list[str], Meta(min_length=1, max_length=limits.CHOICES)]
+
+
+class StructuredOutputsFields(Struct, kw_only=True):
+    """One of the first six."""
+
+    json: str | dict[str, Any] | None = None
+    regex: str | None = None
+    choice: Choices | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: str | None = None
+    disable_any_whitespace: bool = False
+    whitespace_pattern: str | None = None
+
+
+class StructureFields(Struct, kw_only=True):
+    """What the output has to look like, in one of these ways."""
+
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputsFields | None = None
+    guided_json: str | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: str | None = None
+    guided_whitespace_pattern: str | None = None
+
+
+class SamplingFields(StructureFields, kw_only=True):
     """What /v1/chat/completions, /v1/completions and /generate share, under the names of `SamplingParams`."""
 
     n: Sequences | None = None
@@ -108,7 +147,6 @@ class OpenAIFields(SamplingFields, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
-    response_format: ResponseFormat | None = None
     priority: Int32 | None = None
     cache_salt: CacheSalt | None = None
     timeout: Timeout | None = None  # seconds for the whole answer
