@@ -141,13 +141,13 @@ def _reading(request: RerankRequest | ScoreRequest) -> Reading:
     return Reading(truncate=request.truncate_prompt_tokens, priority=request.priority or 0)
 
 
-OPERATIONS = (
-    *(
-        Operation(method="POST", path=path, handler=rerank, takes=RerankRequest, gives=Ranking)
-        for path in ("/v1/rerank", "/rerank", "/v2/rerank")
-    ),
-    *(
-        Operation(method="POST", path=path, handler=score, takes=ScoreRequest, gives=ScoreList)
-        for path in ("/v1/score", "/score")
-    ),
+OPERATIONS = tuple(
+    Operation(method="POST", path=path, handler=handler, takes=takes, gives=gives, in_batches=path.startswith("/v1/"))
+    for path, handler, takes, gives in (
+        ("/v1/rerank", rerank, RerankRequest, Ranking),
+        ("/v2/rerank", rerank, RerankRequest, Ranking),
+        ("/rerank", rerank, RerankRequest, Ranking),
+        ("/v1/score", score, ScoreRequest, ScoreList),
+        ("/score", score, ScoreRequest, ScoreList),
+    )
 )

@@ -124,6 +124,11 @@ class Tokenizer:
         """The text of one token, special or not, with its leading space."""
         return self.token_bytes(token_id).decode("utf-8", "replace")
 
+    def token_id(self, token: str) -> int | None:
+        """Of a token, as the vocabulary spells it."""
+        found: int | None = self._backend.token_to_id(token)
+        return found
+
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes one token stands for: part of a character, sometimes; none for ids beyond the vocabulary."""
         raw = self._bytes.get(token_id)

@@ -49,6 +49,10 @@ class ByteTokenizer:
     def token(self, token_id: int) -> str:
         return "<s>" if token_id == BOS else bytes([token_id % 256]).decode(errors="replace")
 
+    def token_id(self, token: str) -> int | None:
+        """Of those that mark the pieces around a gap."""
+        return {"<fim_prefix>": 290, "<fim_suffix>": 291, "<fim_middle>": 292, "<file_sep>": 293}.get(token)
+
     def token_bytes(self, token_id: int) -> bytes:
         return b"<s>" if token_id == BOS else bytes([token_id % 256])
 

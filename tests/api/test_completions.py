@@ -178,3 +178,19 @@ def test_one_failing_prompt_fails_the_request_and_aborts_the_others() -> None:
     assert answer.status == 500
     assert client.engine.running == set()
     assert len(client.engine.aborted) == len(client.engine.calls) - 1
+
+
+def test_with_a_suffix_the_middle_is_filled_in() -> None:
+    engine = FakeEngine()
+    reply = Client(engine).post("/v1/completions", completion(prompt="ab", suffix="yz", stop_token_ids=[7]))
+    assert reply.status == 200
+    (call,) = engine.calls
+    assert call["prompt"] == [256, 290, *b"ab", 291, *b"yz", 292]
+    assert call["params"].stop_token_ids == [7, 293]
+    assert reply.json["choices"][0]["text"].startswith("Hello")
+
+
+def test_an_empty_suffix_is_none() -> None:
+    engine = FakeEngine()
+    Client(engine).post("/v1/completions", completion(prompt="ab", suffix=""))
+    assert engine.calls[0]["prompt"] == [256, *b"ab"]

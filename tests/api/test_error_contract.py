@@ -207,7 +207,7 @@ BAD_VALUES = [
     (COMPLETION, {"prompt": "x" * 200}, "prompt", "context_length_exceeded"),
     (COMPLETION, {"prompt": [72] * 200}, "prompt", "context_length_exceeded"),
     (COMPLETION, {"max_tokens": 1000}, "max_tokens", "context_length_exceeded"),
-    (COMPLETION, {"suffix": "x"}, "suffix", "unsupported_parameter"),
+    (COMPLETION, {"suffix": "x", "echo": True}, "echo", "unsupported_parameter"),
     (COMPLETION, {"prompt_embeds": "x"}, "prompt_embeds", "unsupported_parameter"),
     (COMPLETION, {"logprobs": 6}, "logprobs", "integer_above_max_value"),
     (COMPLETION, {"logprobs": -1}, "logprobs", "integer_below_min_value"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
@@ -12,7 +13,7 @@ from starlette.types import ASGIApp
 
 from octavo.api.desk import Call
 from octavo.api.generation import Delta, Job, collect, deltas
-from octavo.api.limits import check_product
+from octavo.api.limits import SUFFIX_LENGTH, check_product
 from octavo.api.openai.logprobs import Position, completion_logprobs, wire_prompt_logprobs
 from octavo.api.openai.models import fingerprint
 from octavo.api.openai.prompts import split_prompts
@@ -29,6 +30,7 @@ from octavo.api.openai.usage import usage
 from octavo.api.operation import Operation
 from octavo.api.stream import EventStream
 from octavo.api.wire import json_response
+from octavo.engine.infill import fill_in
 from octavo.errors import InvalidRequest
 from octavo.face import Engine, Served
 from octavo.request import BeamSearchParams, FinishReason, SamplingParams
@@ -66,17 +68,24 @@ def _check(request: CompletionRequest) -> StreamOptions:
     if request.max_tokens == 0 and not request.echo:
         message = "Invalid 'max_tokens': must be at least 1, or 0 with echo."
         raise InvalidRequest(message, param="max_tokens", code="integer_below_min_value")
+    for name in ("echo", "use_beam_search"):
+        if request.suffix and getattr(request, name):
+            message = f"'{name}' cannot be combined with suffix."
+            raise InvalidRequest(message, param=name, code="unsupported_parameter")
     return check_common(request)
 
 
 async def _job(
     call: Call, engine: Engine, request: CompletionRequest, prompt: str | list[int], width: int, index: int, count: int
 ) -> Job:
+    ends: list[int] = []
+    if request.suffix:
+        prompt, ends = await _gap(engine, prompt, request.suffix)
     _, ids = await engine.encode(prompt, add_special_tokens=request.add_special_tokens is not False)
     return Job(
         request_id=f"cmpl-{call.request_id}" + (f"-{index}" if count > 1 else ""),
         prompt_token_ids=ids,
-        params=_params(request, engine, len(ids), width),
+        params=_params(request, engine, len(ids), width, ends),
         first_index=index * width,
         n=width,
         priority=request.priority or 0,
@@ -84,8 +93,17 @@ async def _job(
     )
 
 
+async def _gap(engine: Engine, prompt: str | list[int], suffix: str) -> tuple[list[int], list[int]]:
+    """The prompt whose continuation stands between the two, and the tokens that end it. Raises InvalidRequest."""
+    if len(prompt) > SUFFIX_LENGTH:
+        message = f"With suffix, 'prompt' must have at most {SUFFIX_LENGTH} characters."
+        raise InvalidRequest(message, param="prompt", code="string_above_max_length")
+    gap = await asyncio.to_thread(fill_in, engine.tokenizer, prompt, suffix)
+    return gap.token_ids, gap.stop_token_ids
+
+
 def _params(
-    request: CompletionRequest, engine: Engine, prompt_length: int, width: int
+    request: CompletionRequest, engine: Engine, prompt_length: int, width: int, ends: list[int]
 ) -> SamplingParams | BeamSearchParams:
     max_tokens = request.max_tokens
     check_room(engine, prompt_length, request, max_tokens, "max_tokens")
@@ -95,6 +113,8 @@ def _params(
     if request.use_beam_search:
         return beam_params(request, max_tokens=max_tokens)
     changes: dict[str, Any] = {"n": width}
+    if ends:
+        changes["stop_token_ids"] = [*(request.stop_token_ids or []), *ends]
     logprobs = request.logprobs
     if request.echo and logprobs is not None:
         changes["prompt_logprobs"] = logprobs if request.prompt_logprobs is None else request.prompt_logprobs

@@ -92,5 +92,12 @@ def _base64(vector: bytes) -> str:
 
 
 OPERATIONS = (
-    Operation(method="POST", path="/v1/embeddings", handler=embeddings, takes=EmbeddingRequest, gives=EmbeddingList),
+    Operation(
+        method="POST",
+        path="/v1/embeddings",
+        handler=embeddings,
+        takes=EmbeddingRequest,
+        gives=EmbeddingList,
+        in_batches=True,
+    ),
 )

@@ -54,7 +54,6 @@ CHAT_UNSUPPORTED = {
     "thinking_token_budget": _NOT_HERE,
 }
 COMPLETION_UNSUPPORTED = {
-    "suffix": _NOT_HERE,
     "prompt_embeds": _NOT_HERE,
     "kv_transfer_params": _NOT_HERE,
     "truncate_prompt_tokens": _NOT_HERE,
@@ -209,6 +208,7 @@ class CompletionRequest(OpenAIFields, kw_only=True):
     echo: bool | None = None
     best_of: Sequences | None = None
     add_special_tokens: bool | None = None
+    suffix: Annotated[str, Meta(max_length=limits.SUFFIX_LENGTH)] | None = None  # the answer stands before it
 
 
 # ---- answers ----
