@@ -28,6 +28,9 @@ from octavo.api.dialect import error_response
 from octavo.api.exchange import Endpoint, RequestLog
 from octavo.api.keys import Keyring
 from octavo.api.limits import Limits
+from octavo.api.ollama import embed as ollama_embed
+from octavo.api.ollama import generate as ollama_generate
+from octavo.api.ollama import models as ollama_models
 from octavo.api.openai import batches, chat, completions, embeddings, files, models
 from octavo.api.openapi import with_description
 from octavo.api.operation import Operation
@@ -47,6 +50,9 @@ _LISTED: tuple[Operation, ...] = (
     *embeddings.OPERATIONS,
     *rerank.OPERATIONS,
     *messages.OPERATIONS,
+    *ollama_generate.OPERATIONS,
+    *ollama_models.OPERATIONS,
+    *ollama_embed.OPERATIONS,
     *tokens.OPERATIONS,
     *generate.OPERATIONS,
     *files.OPERATIONS,

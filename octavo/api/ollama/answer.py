@@ -27,6 +27,7 @@ from octavo.api.openai.logprobs import chat_logprobs
 from octavo.api.openai.types import TokenLogprob
 from octavo.api.segments import Segment, Segments
 
+
 def rfc3339(moment: float | None = None) -> str:
     """A moment in seconds since 1970; None is now."""
     at = datetime.now(UTC) if moment is None else datetime.fromtimestamp(moment, UTC)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from starlette.types import ASGIApp
+
 from octavo.api.conversation import Turn
 from octavo.api.desk import Call
 from octavo.api.ollama.answer import Clock, Said, Shape, Telling, chat_answer, generate_answer, rfc3339
-from octavo.api.ollama.request import model_name, of_chat, of_generate, seconds
+from octavo.api.ollama.request import model_name, of_chat, of_generate
 from octavo.api.ollama.types import (
     CHAT_UNSUPPORTED,
     GENERATE_UNSUPPORTED,
@@ -20,7 +22,6 @@ from octavo.api.operation import Operation
 from octavo.api.stream import LINES, EventStream
 from octavo.api.wire import json_response
 from octavo.errors import InvalidRequest
-from starlette.types import ASGIApp
 
 
 async def chat(call: Call) -> ASGIApp:

@@ -13,9 +13,7 @@ from octavo.api.openai.types import (
     ChatMessage,
     ChatRequest,
     FunctionCall,
-    FunctionDefinition,
     ResponseFormat,
-    Tool,
     ToolCall,
 )
 from octavo.errors import InvalidRequest
@@ -46,10 +44,11 @@ def seconds(keep_alive: float | str) -> float:
 def of_chat(request: ollama.ChatRequest) -> ChatRequest:
     """Raises InvalidRequest."""
     messages = list(_messages(request.messages or ()))
-    tools = [_tool(tool, f"tools[{index}]") for index, tool in enumerate(request.tools or ())]
+    if request.tools:
+        raise _invalid("tools", "this server does not support tools yet.")
     last = messages[-1]
     continued = last.role == "assistant" and not last.tool_calls
-    return _chat_request(request, messages, tools=tools or None, continue_final_message=continued or None)
+    return _chat_request(request, messages, continue_final_message=continued or None)
 
 
 def of_generate(request: ollama.GenerateRequest) -> ChatRequest:
@@ -90,25 +89,18 @@ def _chat_request(request: ollama.CommonFields, messages: list[ChatMessage], **f
 def _thinking(think: ollama.Think | None) -> dict[str, Any]:
     if think is None:
         return {}
-    if think is False:
-        return {"reasoning_effort": "none"}
-    fields: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": True}}
-    return fields if think is True else {**fields, "reasoning_effort": think}
+    return {"chat_template_kwargs": {"enable_thinking": think is not False}}
 
 
 def _format(format: ollama.Format | None) -> dict[str, Any]:
     if not format:
         return {}
-    told = {"type": "json_object"} if format == "json" else {"type": "json_schema", "json_schema": {"name": "answer", "schema": format}}
+    told = (
+        {"type": "json_object"}
+        if format == "json"
+        else {"type": "json_schema", "json_schema": {"name": "answer", "schema": format}}
+    )
     return {"response_format": msgspec.convert(told, ResponseFormat)}
-
-
-def _tool(tool: ollama.Tool, place: str) -> Tool:
-    if tool.type not in (None, "function"):
-        raise _invalid(f"{place}.type", f"must be 'function', not {tool.type[:64]!r}.")
-    told = tool.function
-    function = FunctionDefinition(name=told.name, description=told.description, parameters=told.parameters)
-    return Tool(type="function", function=function)
 
 
 def _messages(messages: Iterable[ollama.InputMessage]) -> Iterator[ChatMessage]:
@@ -123,7 +115,6 @@ def _messages(messages: Iterable[ollama.InputMessage]) -> Iterator[ChatMessage]:
             raise _invalid(f"messages[{index}].images", "this model reads only text.")
         chat = ChatMessage(role=role, content=message.content or "")
         if role == "assistant":
-            chat.reasoning = message.thinking or None
             calls = [_tool_call(call, made + offset) for offset, call in enumerate(message.tool_calls or ())]
             made += len(calls)
             open_calls = [(call.id or "", call.function.name) for call in calls]
@@ -142,10 +133,10 @@ def _tool_call(call: ollama.ToolCall, number: int) -> ToolCall:
 
 def _answered(open_calls: list[tuple[str, str]], name: str | None) -> str | None:
     """The id of the first open call of that name, or of any; it is open no longer."""
-    for index, (id, called) in enumerate(open_calls):
+    for index, (call_id, called) in enumerate(open_calls):
         if name in (None, called):
             del open_calls[index]
-            return id
+            return call_id
     return None
 
 

@@ -207,5 +207,39 @@ class ShownModel(Struct, kw_only=True):
     modified_at: str
 
 
+# ---- embeddings ----
+
+
+Texts = Annotated[list[str], Meta(max_length=limits.POOLED_TEXTS)]
+
+
+class EmbedRequest(Struct, kw_only=True):
+    model: str
+    input: str | Texts | None = None
+    truncate: bool | None = None
+    dimensions: Annotated[int, Meta(ge=1, le=INT_MAX)] | None = None
+    options: Options | None = None
+    keep_alive: KeepAlive | None = None
+
+
+class EmbedAnswer(Struct, kw_only=True):
+    model: str
+    embeddings: list[list[float]]
+    total_duration: int
+    load_duration: int
+    prompt_eval_count: int
+
+
+class EmbeddingsRequest(Struct, kw_only=True):
+    model: str
+    prompt: str | None = None
+    options: Options | None = None
+    keep_alive: KeepAlive | None = None
+
+
+class EmbeddingsAnswer(Struct, kw_only=True):
+    embedding: list[float]
+
+
 class VersionAnswer(Struct, kw_only=True):
     version: str
