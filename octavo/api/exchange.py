@@ -81,7 +81,9 @@ class Endpoint:
         self.desk.check()  # before the body is read: a refusal costs next to nothing
         tenant.check()
         with tenant.request(), self.desk.bodies.receive() as grow:
-            call.body = await _read(scope, receive, self.desk.limits.body_bytes, grow)
+            headers = Headers(scope=scope)
+            _check_media(headers, None if self.operation.any_media else self.operation.media)
+            call.body = await _read(headers, receive, self.desk.limits.body_bytes, grow)
             with self.desk.accept(call.background):  # only now: who sends slowly takes no place from others
                 await self._answer(call, scope, receive, answer)
 
@@ -119,10 +121,8 @@ class Endpoint:
                 await response(scope, receive, answer.send)
 
 
-async def _read(scope: Scope, receive: Receive, most: int, grow: Callable[[int], None]) -> bytes:
+async def _read(headers: Headers, receive: Receive, most: int, grow: Callable[[int], None]) -> bytes:
     """The body, of `most` bytes at most. `grow` is told its size as it arrives, and may raise."""
-    headers = Headers(scope=scope)
-    _check_media(headers, "application/json")
     _check_length(headers, most)
     parts: list[bytes] = []
     size = 0
@@ -157,9 +157,9 @@ def _check_length(headers: Headers, most: int) -> None:
         raise too_large(most)
 
 
-def _check_media(headers: Headers, wanted: str) -> None:
+def _check_media(headers: Headers, wanted: str | None) -> None:
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != wanted:
+    if wanted is not None and kind != wanted:
         what = "JSON" if wanted == "application/json" else "a form"
         raise UnsupportedMedia(f"The body must be {what}; send the header `Content-Type: {wanted}`.")
     if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):

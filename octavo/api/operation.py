@@ -25,6 +25,7 @@ class Operation:
     handler: Handler
     takes: Any = None  # the body's type; None: no body is read
     media: Literal["application/json", "multipart/form-data"] = "application/json"  # of the body; a form is streamed
+    any_media: bool = False  # a JSON body is read whatever it is called: Ollama's users send it with plain curl
     queries: Any = None  # the type of the query's parameters
     gives: Any = None  # the JSON answer's type; None: not JSON
     gives_media: str = "text/plain"  # the media type of an answer that is not JSON

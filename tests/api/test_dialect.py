@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from fake_engine import Client, FakeEngine
 
+from octavo.api.limits import Limits
 from octavo.config import ServerConfig
 
 KEYS = ServerConfig(api_key=("key",))
@@ -25,13 +26,13 @@ def message(path: str, body: dict) -> str:
     return body["error"]["message"]
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens", "/api/chat"])
 def test_errors_have_the_shape_of_their_path(path: str) -> None:
     replies = {
         400: Client().post(path, b"{"),
         401: Client(config=KEYS).post(path, {}),
         405: Client().request("DELETE", path),
-        415: Client().request("POST", path, headers={"content-type": "text/plain"}),
+        413: Client(limits=Limits(body_bytes=1)).post(path, {}),
         503: Client(engine=FakeEngine(ready=False)).post(path, {}),
     }
     for status, reply in replies.items():

@@ -83,8 +83,7 @@ def test_wrong_methods_name_the_right_one() -> None:
                 reply = client.request(method, path)
                 assert reply.status == 405
                 assert set((reply.header("allow") or "").split(", ")) == route.methods
-                assert reply.error["type"] == "invalid_request_error"
-                assert f"it takes {reply.header('allow')}" in reply.error["message"]
+                assert f"it takes {reply.header('allow')}" in reply.body.decode()
         assert client.request("OPTIONS", path).status == 204
 
 
@@ -148,7 +147,7 @@ def test_errors_before_the_first_token_keep_their_status(
     assert reply.status == status
     assert reply.complete
     assert reply.header("retry-after") == retry_after
-    assert "secret" not in reply.error["message"]
+    assert "secret" not in reply.body.decode()
     assert client.engine.running == set()
 
 

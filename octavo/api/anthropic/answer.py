@@ -16,6 +16,7 @@ from octavo.api.anthropic.types import (
     MessageDelta,
     MessageStart,
     MessageStop,
+    MessageUsage,
     Ping,
     StopDelta,
     StopReason,
@@ -24,7 +25,6 @@ from octavo.api.anthropic.types import (
     ThinkingBlock,
     ThinkingDelta,
     ToolUseBlock,
-    Usage,
 )
 from octavo.api.conversation import Part, Turn
 from octavo.api.desk import Tally
@@ -89,8 +89,8 @@ class Answer:
         return StopDelta(stop_reason=reason, stop_sequence=sequence)
 
 
-def _usage(tally: Tally) -> Usage:
-    return Usage(
+def _usage(tally: Tally) -> MessageUsage:
+    return MessageUsage(
         input_tokens=tally.prompt_tokens - tally.cached_tokens,
         cache_read_input_tokens=tally.cached_tokens,
         output_tokens=tally.completion_tokens,

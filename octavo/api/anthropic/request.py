@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from octavo.api.anthropic.types import Block, CountTokensRequest, InputMessage, MessagesRequest
+from octavo.api.anthropic.types import Block, CountTokensRequest, MessageParam, MessagesRequest
 from octavo.api.openai.types import (
     ChatMessage,
     ChatRequest,
@@ -60,7 +60,7 @@ def _messages(request: CountTokensRequest) -> Iterator[ChatMessage]:
             yield from _asking(message, place)
 
 
-def _assistant(message: InputMessage, place: str) -> ChatMessage:
+def _assistant(message: MessageParam, place: str) -> ChatMessage:
     if isinstance(message.content, str):
         return ChatMessage(role="assistant", content=message.content)
     chat = ChatMessage(role="assistant")
@@ -91,7 +91,7 @@ def _tool_call(block: Block, where: str) -> ToolCall:
     return ToolCall(id=_field(block, "id", where), type="function", function=function)
 
 
-def _asking(message: InputMessage, place: str) -> Iterator[ChatMessage]:
+def _asking(message: MessageParam, place: str) -> Iterator[ChatMessage]:
     """A user's message; results of tools come as messages of their own, in the order of the blocks."""
     if isinstance(message.content, str):
         yield ChatMessage(role=message.role, content=message.content)

@@ -36,12 +36,12 @@ class Block(Struct, kw_only=True):
 Blocks = Annotated[list[Block], Meta(max_length=limits.CONTENT_PARTS)]
 
 
-class InputMessage(Struct, kw_only=True):
+class MessageParam(Struct, kw_only=True):
     role: Literal["user", "assistant", "system"]
     content: str | Blocks
 
 
-class Tool(Struct, kw_only=True):
+class ToolParam(Struct, kw_only=True):
     name: Annotated[str, Meta(min_length=1, max_length=limits.NAME_LENGTH)]
     type: Name | None = None
     description: str | None = None
@@ -49,7 +49,7 @@ class Tool(Struct, kw_only=True):
     strict: bool | None = None
 
 
-class ToolChoice(Struct, kw_only=True):
+class ToolChoiceParam(Struct, kw_only=True):
     type: Literal["auto", "any", "tool", "none"]
     name: Name | None = None
     disable_parallel_tool_use: bool | None = None
@@ -77,10 +77,10 @@ class Metadata(Struct, kw_only=True):
 
 class CountTokensRequest(Struct, kw_only=True):
     model: str
-    messages: Annotated[list[InputMessage], Meta(min_length=1, max_length=limits.MESSAGES)]
+    messages: Annotated[list[MessageParam], Meta(min_length=1, max_length=limits.MESSAGES)]
     system: str | Blocks | None = None
-    tools: Annotated[list[Tool], Meta(max_length=limits.TOOLS)] | None = None
-    tool_choice: ToolChoice | None = None
+    tools: Annotated[list[ToolParam], Meta(max_length=limits.TOOLS)] | None = None
+    tool_choice: ToolChoiceParam | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     cache_control: dict[str, Any] | None = None
@@ -119,7 +119,7 @@ class ToolUseBlock(Struct, kw_only=True, tag_field="type", tag="tool_use"):
     input: Raw  # an object
 
 
-class Usage(Struct, kw_only=True):
+class MessageUsage(Struct, kw_only=True):
     """`input_tokens` are those that were not found in the cache."""
 
     input_tokens: int
@@ -135,7 +135,7 @@ class Message(Struct, kw_only=True, tag_field="type", tag="message"):
     content: list[TextBlock | ThinkingBlock | ToolUseBlock]
     stop_reason: StopReason | None = None
     stop_sequence: str | None = None
-    usage: Usage
+    usage: MessageUsage
 
 
 class TokenCount(Struct, kw_only=True):
@@ -186,7 +186,7 @@ class StopDelta(Struct, kw_only=True):
 
 class MessageDelta(Struct, kw_only=True, tag_field="type", tag="message_delta"):
     delta: StopDelta
-    usage: Usage
+    usage: MessageUsage
 
 
 class MessageStop(Struct, kw_only=True, tag_field="type", tag="message_stop"):

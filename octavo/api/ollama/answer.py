@@ -1,4 +1,4 @@
-"""A turn's parts as Ollama's answer: in one piece, or as a stream of pieces which fold to the same.
+"""Parts of an answer as Ollama tells them: in one piece, or as a stream of pieces which fold to the same.
 
 Texts come as the model says them, a tool call when it is complete. One that was cut off, or is no object, is told as
 the text it is.
@@ -14,18 +14,21 @@ from typing import Any, Literal
 
 from msgspec import DecodeError, Raw, Struct, json
 
-from octavo.api.conversation import Part, Turn
+from octavo.api.conversation import Part
+from octavo.api.desk import Call
 from octavo.api.ollama.types import (
     Answer,
     AnsweredCall,
     AnswerMessage,
     CallToMake,
     ChatAnswer,
+    CommonFields,
     GenerateAnswer,
 )
 from octavo.api.openai.logprobs import chat_logprobs
 from octavo.api.openai.types import TokenLogprob
 from octavo.api.segments import Segment, Segments
+from octavo.face import Tokenizer
 
 
 def rfc3339(moment: float | None = None) -> str:
@@ -89,11 +92,21 @@ def generate_answer(said: Said, **fields: Any) -> GenerateAnswer:
 
 
 class Telling:
-    """Of one turn, in one shape; ask it once, either for `whole` or for `pieces`."""
+    """Of one request's parts, in one shape; ask it once, either for `whole` or for `pieces`."""
 
-    def __init__(self, turn: Turn, model: str, shape: Shape, clock: Clock) -> None:
-        self._turn = turn
-        self._model = model
+    def __init__(
+        self,
+        call: Call,
+        request: CommonFields,
+        parts: AsyncGenerator[Part, None],
+        tokenizer: Tokenizer,
+        shape: Shape,
+        clock: Clock,
+    ) -> None:
+        self._call = call
+        self._request = request
+        self._parts = parts
+        self._tokenizer = tokenizer
         self._shape = shape
         self._clock = clock
         self._segments = Segments()
@@ -115,7 +128,7 @@ class Telling:
         yield self._last(Said())
 
     async def _said(self) -> AsyncGenerator[Said, None]:
-        async with aclosing(self._turn.parts()) as parts:
+        async with aclosing(self._parts) as parts:
             async for part in parts:
                 if part.opening is not None:
                     self._clock.spoke()
@@ -143,17 +156,16 @@ class Telling:
         self._calls += 1
 
     def _logprobs(self, part: Part) -> list[TokenLogprob]:
-        request = self._turn.request
-        if not request.logprobs or part.logprobs is None:
+        if not self._request.logprobs or part.logprobs is None:
             return []
-        top = request.top_logprobs or 0
-        return chat_logprobs(part.token_ids, part.logprobs, top, self._turn.engine.tokenizer).content
+        top = self._request.top_logprobs or 0
+        return chat_logprobs(part.token_ids, part.logprobs, top, self._tokenizer).content
 
     def _piece(self, said: Said, **fields: Any) -> Answer:
-        common = {"model": self._model, "created_at": rfc3339(), "logprobs": said.logprobs or None}
+        common = {"model": self._request.model, "created_at": rfc3339(), "logprobs": said.logprobs or None}
         return self._shape(said, **common, **fields)
 
     def _last(self, said: Said) -> Answer:
-        tally = self._turn.call.tally
+        tally = self._call.tally
         counts = {"prompt_eval_count": tally.prompt_tokens, "eval_count": tally.completion_tokens}
         return self._piece(said, done=True, done_reason=self._finish, **counts, **self._clock.fields())

@@ -49,8 +49,15 @@ async def embed_prompt(call: Call) -> Response:
 
 
 OPERATIONS = (
-    Operation(method="POST", path="/api/embed", handler=embed_texts, takes=EmbedRequest, gives=EmbedAnswer),
     Operation(
-        method="POST", path="/api/embeddings", handler=embed_prompt, takes=EmbeddingsRequest, gives=EmbeddingsAnswer
+        method="POST", path="/api/embed", handler=embed_texts, takes=EmbedRequest, gives=EmbedAnswer, any_media=True
+    ),
+    Operation(
+        method="POST",
+        path="/api/embeddings",
+        handler=embed_prompt,
+        takes=EmbeddingsRequest,
+        gives=EmbeddingsAnswer,
+        any_media=True,
     ),
 )

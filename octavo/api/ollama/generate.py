@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
 from starlette.types import ASGIApp
 
-from octavo.api.conversation import Turn
+from octavo.api.conversation import Part, Turn
 from octavo.api.desk import Call
+from octavo.api.generation import Delta, Job, deltas
 from octavo.api.ollama.answer import Clock, Said, Shape, Telling, chat_answer, generate_answer, rfc3339
 from octavo.api.ollama.request import model_name, of_chat, of_generate
 from octavo.api.ollama.types import (
     CHAT_UNSUPPORTED,
     GENERATE_UNSUPPORTED,
     ChatAnswer,
-    ChatRequest,
     CommonFields,
     GenerateAnswer,
-    GenerateRequest,
+    OllamaChatRequest,
+    OllamaGenerateRequest,
+    Options,
 )
 from octavo.api.openai import types as openai
+from octavo.api.openai.sampling import sampling_params
 from octavo.api.operation import Operation
 from octavo.api.stream import LINES, EventStream
 from octavo.api.wire import json_response
 from octavo.errors import InvalidRequest
+from octavo.face import Engine
 
 
 async def chat(call: Call) -> ASGIApp:
     """An assistant's message in answer to a conversation, as Ollama's."""
-    request = await call.read(ChatRequest, CHAT_UNSUPPORTED)
+    request = await call.read(OllamaChatRequest, CHAT_UNSUPPORTED)
     if not request.messages:
         return await _load(call, request, chat_answer)
     return await _tell(call, request, of_chat(request), chat_answer)
@@ -34,42 +41,76 @@ async def chat(call: Call) -> ASGIApp:
 
 async def generate(call: Call) -> ASGIApp:
     """A text in answer to a prompt, as Ollama's."""
-    request = await call.read(GenerateRequest, GENERATE_UNSUPPORTED)
+    request = await call.read(OllamaGenerateRequest, GENERATE_UNSUPPORTED)
     if not request.prompt:
         return await _load(call, request, generate_answer)
+    if request.raw:
+        return await _continue(call, request)
     return await _tell(call, request, of_generate(request), generate_answer)
 
 
 async def _load(call: Call, request: CommonFields, shape: Shape) -> ASGIApp:
-    clock = Clock()
     await call.model(model_name(request.model))
-    clock.prepared()
-    common = {"model": request.model, "created_at": rfc3339(), "done": True, "done_reason": "load"}
-    return json_response(shape(Said(), **common))
+    return json_response(
+        shape(Said(), model=request.model, created_at=rfc3339(), done=True, done_reason="load", logprobs=None)
+    )
 
 
 async def _tell(call: Call, request: CommonFields, chat: openai.ChatRequest, shape: Shape) -> ASGIApp:
     clock = Clock()
     turn = await Turn.prepare(call, chat)
-    _fit(request, turn)
+    limit = _limit(request, turn.engine)
+    if limit is not None:
+        turn.allow(limit)
     clock.prepared()
-    telling = Telling(turn, request.model, shape, clock)
+    return await _answer(request, Telling(call, request, turn.parts(), turn.engine.tokenizer, shape, clock))
+
+
+async def _continue(call: Call, request: OllamaGenerateRequest) -> ASGIApp:
+    """The prompt as it is, without a template."""
+    if request.system:
+        message = "Invalid 'system': a raw prompt is continued as it is, so nothing can stand before it."
+        raise InvalidRequest(message, param="system", code="invalid_value")
+    clock = Clock()
+    chat = of_generate(request)
+    engine = (await call.model(chat.model, task="generate")).engine
+    _, ids = await engine.encode(request.prompt or "")
+    logprobs = chat.top_logprobs or 0 if chat.logprobs else None
+    params = sampling_params(chat, engine, max_tokens=_limit(request, engine), logprobs=logprobs)
+    job = Job(request_id=f"gen-{call.request_id}", prompt_token_ids=ids, params=params)
+    clock.prepared()
+    parts = _plain(deltas(call, engine, [job]))
+    return await _answer(request, Telling(call, request, parts, engine.tokenizer, generate_answer, clock))
+
+
+async def _plain(source: AsyncGenerator[Delta, None]) -> AsyncGenerator[Part, None]:
+    """Deltas in which nothing is looked for."""
+    async with aclosing(source) as parts:
+        async for delta in parts:
+            yield Part(
+                index=delta.index,
+                content=delta.text,
+                token_ids=delta.token_ids,
+                logprobs=delta.logprobs,
+                finish_reason=delta.finish_reason,
+                opening=delta.opening,
+            )
+
+
+async def _answer(request: CommonFields, telling: Telling) -> ASGIApp:
     if request.stream is False:
         return json_response(await telling.whole())
     return await EventStream.open(telling.pieces(), LINES)
 
 
-def _fit(request: CommonFields, turn: Turn) -> None:
-    """Limits that depend on the model. Raises InvalidRequest."""
-    options = request.options
-    if options is None:
-        return
-    if options.num_ctx is not None and options.num_ctx > turn.engine.max_model_len:
-        most = turn.engine.max_model_len
+def _limit(request: CommonFields, engine: Engine) -> int | None:
+    """How many tokens the answer may have; None: as many as fit. Raises InvalidRequest."""
+    options = request.options or Options()
+    if options.num_ctx is not None and options.num_ctx > engine.max_model_len:
+        most = engine.max_model_len
         message = f"Invalid 'options.num_ctx': this model's context is {most} tokens here; it is set when it is loaded."
         raise InvalidRequest(message, param="options.num_ctx", code="integer_above_max_value")
-    if options.num_predict is not None and options.num_predict > 0:
-        turn.allow(options.num_predict)
+    return options.num_predict if options.num_predict is not None and options.num_predict > 0 else None
 
 
 OPERATIONS = (
@@ -77,18 +118,20 @@ OPERATIONS = (
         method="POST",
         path="/api/chat",
         handler=chat,
-        takes=ChatRequest,
+        takes=OllamaChatRequest,
         gives=ChatAnswer,
         events=ChatAnswer,
         unsupported=CHAT_UNSUPPORTED,
+        any_media=True,
     ),
     Operation(
         method="POST",
         path="/api/generate",
         handler=generate,
-        takes=GenerateRequest,
+        takes=OllamaGenerateRequest,
         gives=GenerateAnswer,
         events=GenerateAnswer,
         unsupported=GENERATE_UNSUPPORTED,
+        any_media=True,
     ),
 )

@@ -19,7 +19,7 @@ from octavo.api.ollama.request import model_name
 from octavo.api.ollama.types import (
     Details,
     ListedModel,
-    ModelList,
+    OllamaModelList,
     RunningModel,
     RunningModels,
     ShownModel,
@@ -72,7 +72,7 @@ async def tags(call: Call) -> Response:
     """The models that are served, as Ollama's."""
     cards = await asyncio.to_thread(_cards, call.desk.known(), call.desk.models.engines())
     return json_response(
-        ModelList(
+        OllamaModelList(
             models=[
                 ListedModel(
                     name=card.known.name,
@@ -191,8 +191,8 @@ async def version(_: Call) -> Response:
 
 
 OPERATIONS = (
-    Operation(method="GET", path="/api/tags", handler=tags, gives=ModelList),
+    Operation(method="GET", path="/api/tags", handler=tags, gives=OllamaModelList),
     Operation(method="GET", path="/api/ps", handler=running, gives=RunningModels),
-    Operation(method="POST", path="/api/show", handler=show, takes=ShowRequest, gives=ShownModel),
+    Operation(method="POST", path="/api/show", handler=show, takes=ShowRequest, gives=ShownModel, any_media=True),
     Operation(method="GET", path="/api/version", handler=version, gives=VersionAnswer),
 )

@@ -41,7 +41,7 @@ def seconds(keep_alive: float | str) -> float:
     return sign * sum(float(match["amount"]) * _UNITS[match["unit"]] for match in found)
 
 
-def of_chat(request: ollama.ChatRequest) -> ChatRequest:
+def of_chat(request: ollama.OllamaChatRequest) -> ChatRequest:
     """Raises InvalidRequest."""
     messages = list(_messages(request.messages or ()))
     if request.tools:
@@ -51,7 +51,7 @@ def of_chat(request: ollama.ChatRequest) -> ChatRequest:
     return _chat_request(request, messages, continue_final_message=continued or None)
 
 
-def of_generate(request: ollama.GenerateRequest) -> ChatRequest:
+def of_generate(request: ollama.OllamaGenerateRequest) -> ChatRequest:
     """Raises InvalidRequest."""
     messages = [ChatMessage(role="user", content=request.prompt or "")]
     if request.system:
@@ -103,7 +103,7 @@ def _format(format: ollama.Format | None) -> dict[str, Any]:
     return {"response_format": msgspec.convert(told, ResponseFormat)}
 
 
-def _messages(messages: Iterable[ollama.InputMessage]) -> Iterator[ChatMessage]:
+def _messages(messages: Iterable[ollama.OllamaMessage]) -> Iterator[ChatMessage]:
     """Calls and their results, which need no ids here, get some: a result belongs to the first call without one."""
     open_calls: list[tuple[str, str]] = []  # ids and names
     made = 0
@@ -125,7 +125,7 @@ def _messages(messages: Iterable[ollama.InputMessage]) -> Iterator[ChatMessage]:
         yield chat
 
 
-def _tool_call(call: ollama.ToolCall, number: int) -> ToolCall:
+def _tool_call(call: ollama.OllamaToolCall, number: int) -> ToolCall:
     arguments = msgspec.json.encode(call.function.arguments or {}).decode()
     function = FunctionCall(name=call.function.name, arguments=arguments)
     return ToolCall(id=call.id or f"call_{number}", type="function", function=function)

@@ -62,7 +62,7 @@ class CommonFields(Struct, kw_only=True):
     shift: bool | None = None
 
 
-class GenerateRequest(CommonFields, kw_only=True):
+class OllamaGenerateRequest(CommonFields, kw_only=True):
     prompt: str | None = None
     system: str | None = None
     raw: bool | None = None
@@ -73,17 +73,17 @@ class CalledFunction(Struct, kw_only=True):
     arguments: dict[str, Any] | None = None
 
 
-class ToolCall(Struct, kw_only=True):
+class OllamaToolCall(Struct, kw_only=True):
     id: Name | None = None
     function: CalledFunction
 
 
-class InputMessage(Struct, kw_only=True):
+class OllamaMessage(Struct, kw_only=True):
     role: Name
     content: str | None = None
     thinking: str | None = None
     images: list[Any] | None = None
-    tool_calls: Annotated[list[ToolCall], Meta(max_length=limits.TOOL_CALLS)] | None = None
+    tool_calls: Annotated[list[OllamaToolCall], Meta(max_length=limits.TOOL_CALLS)] | None = None
     tool_name: Name | None = None
     tool_call_id: Name | None = None
 
@@ -94,14 +94,14 @@ class ToolFunction(Struct, kw_only=True):
     parameters: dict[str, Any] | None = None
 
 
-class Tool(Struct, kw_only=True):
+class OllamaTool(Struct, kw_only=True):
     type: Name | None = None
     function: ToolFunction
 
 
-class ChatRequest(CommonFields, kw_only=True):
-    messages: Annotated[list[InputMessage], Meta(max_length=limits.MESSAGES)] | None = None
-    tools: Annotated[list[Tool], Meta(max_length=limits.TOOLS)] | None = None
+class OllamaChatRequest(CommonFields, kw_only=True):
+    messages: Annotated[list[OllamaMessage], Meta(max_length=limits.MESSAGES)] | None = None
+    tools: Annotated[list[OllamaTool], Meta(max_length=limits.TOOLS)] | None = None
 
 
 # ---- what is answered ----
@@ -171,7 +171,7 @@ class ListedModel(Struct, kw_only=True):
     details: Details
 
 
-class ModelList(Struct, kw_only=True):
+class OllamaModelList(Struct, kw_only=True):
     models: list[ListedModel]
 
 

@@ -26,6 +26,8 @@ from octavo.api.responses.types import (
     OutputItem,
     OutputMessage,
     OutputText,
+    OutputTextDelta,
+    OutputTextDone,
     OutputTokensDetails,
     Reasoning,
     ReasoningDelta,
@@ -42,8 +44,6 @@ from octavo.api.responses.types import (
     ResponsesRequest,
     ResponseUsage,
     TextConfig,
-    TextDelta,
-    TextDone,
     TextFormat,
 )
 from octavo.api.segments import Change, Segment, Segments
@@ -180,7 +180,7 @@ class Answer:
         place: dict[str, Any] = {"output_index": change.segment.index, "item_id": self._id(change.segment)}
         match change.segment.kind:
             case "text":
-                yield TextDelta(**place, delta=change.text, logprobs=logprobs)
+                yield OutputTextDelta(**place, delta=change.text, logprobs=logprobs)
             case "reasoning":
                 yield ReasoningDelta(**place, delta=change.text)
             case "tool_call":
@@ -191,7 +191,7 @@ class Answer:
         match segment.kind:
             case "text":
                 text = self._text(segment)
-                yield TextDone(**place, text=text.text, logprobs=text.logprobs)
+                yield OutputTextDone(**place, text=text.text, logprobs=text.logprobs)
                 yield ContentDone(**place, part=text)
             case "reasoning":
                 yield ReasoningDone(**place, text=segment.text)

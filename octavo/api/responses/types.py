@@ -77,7 +77,7 @@ class NamedTool(Struct, kw_only=True):
     name: Name | None = None
 
 
-class ToolChoice(Struct, kw_only=True, omit_defaults=True):
+class ResponseToolChoice(Struct, kw_only=True, omit_defaults=True):
     type: Name
     name: Name | None = None
     mode: Literal["auto", "required"] | None = None
@@ -102,7 +102,7 @@ class Reasoning(Struct, kw_only=True):
     summary: Name | None = None
 
 
-class StreamOptions(Struct, kw_only=True):
+class ResponseStreamOptions(Struct, kw_only=True):
     include_obfuscation: bool | None = None
 
 
@@ -117,7 +117,7 @@ class ResponsesRequest(Struct, kw_only=True):
     input: str | Annotated[list[InputItem], Meta(min_length=1, max_length=limits.MESSAGES)]
     instructions: str | None = None
     tools: Annotated[list[FunctionTool], Meta(max_length=limits.TOOLS)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    tool_choice: Literal["none", "auto", "required"] | ResponseToolChoice | None = None
     parallel_tool_calls: bool | None = None
     max_tool_calls: Annotated[int, Meta(ge=0, le=INT_MAX)] | None = None  # of tools that OpenAI runs
     text: TextConfig | None = None
@@ -131,7 +131,7 @@ class ResponsesRequest(Struct, kw_only=True):
     truncation: Literal["disabled", "auto"] | None = None
     store: bool | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: ResponseStreamOptions | None = None
     service_tier: Name | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: Name | None = None
@@ -238,7 +238,7 @@ class Response(Struct, kw_only=True):
     store: Literal[False] = False
     temperature: float | None
     text: TextConfig
-    tool_choice: Literal["none", "auto", "required"] | ToolChoice
+    tool_choice: Literal["none", "auto", "required"] | ResponseToolChoice
     tools: list[FunctionTool]
     top_logprobs: int
     top_p: float | None
@@ -304,12 +304,12 @@ class ContentDone(InContent, tag="response.content_part.done", kw_only=True):
     part: OutputText | ReasoningText
 
 
-class TextDelta(InContent, tag="response.output_text.delta", kw_only=True):
+class OutputTextDelta(InContent, tag="response.output_text.delta", kw_only=True):
     delta: str
     logprobs: list[TokenLogprob]
 
 
-class TextDone(InContent, tag="response.output_text.done", kw_only=True):
+class OutputTextDone(InContent, tag="response.output_text.done", kw_only=True):
     text: str
     logprobs: list[TokenLogprob]
 
@@ -341,8 +341,8 @@ ResponseEvent: Any = (
     | ItemDone
     | ContentAdded
     | ContentDone
-    | TextDelta
-    | TextDone
+    | OutputTextDelta
+    | OutputTextDone
     | ReasoningDelta
     | ReasoningDone
     | ArgumentsDelta
