@@ -22,6 +22,7 @@ VERBS = {
     "list": ("list", "the models on this machine"),
     "show": ("show", "what a model is"),
     "rm": ("rm", "delete a model"),
+    "plan": ("plan", "what a model would take of this machine, and give"),
     "keys new": ("keys_new", "make an API key for a server's file of keys"),
     "bench latency": ("bench_latency", "how long one batch takes"),
     "bench throughput": ("bench_throughput", "how many tokens a second many prompts give"),

@@ -34,29 +34,16 @@ class Worker:
         dtype = choose_dtype(config.model.dtype, checkpoint, device)
         started = time.monotonic()
         model = _load(config, checkpoint, dtype, device)
-        block_size = config.cache.block_size
-        block_bytes = bytes_per_block(model.cache_specs, block_size, dtype)
-        asked = config.model.max_model_len
-        limit = longest_text(config, checkpoint, model)
-        longest = limit if asked in (None, -1) else min(asked or 1, limit)
         free = free_memory(device, config.cache.gpu_memory_utilization)
-        blocks = plan_blocks(config.cache, block_bytes, free, longest, device)
-        max_model_len = fit_context(asked, limit, blocks, block_size)
-        self.capacity = Capacity(
-            num_blocks=blocks,
-            block_size=block_size,
-            max_model_len=max_model_len,
-            vocab_size=model.vocab_size,
-            kept_blocks=plan_kept_blocks(config.cache, block_bytes, device),
-            ability=model.ability,
-            gpus=[f"GPU-{torch.cuda.get_device_properties(device).uuid}"] if device.type == "cuda" else [],
-        )
+        self.capacity = size_cache(config, checkpoint, model, dtype, device, free)
+        blocks, block_size, context = self.capacity.num_blocks, config.cache.block_size, self.capacity.max_model_len
+        block_bytes = bytes_per_block(model.cache_specs, block_size, dtype)
         cache = KVCache(model.cache_specs, blocks, block_size, dtype, device)
-        self._runner = ModelRunner(model, cache, max_model_len, config.scheduler.max_num_batched_tokens, device)
+        self._runner = ModelRunner(model, cache, context, config.scheduler.max_num_batched_tokens, device)
         logger.info(
             "%s in %s on %s after %.1f s; KV cache: %d blocks of %d tokens, %.2f GiB; context %d",
             checkpoint.name, str(dtype).removeprefix("torch."), device, time.monotonic() - started,
-            blocks, block_size, blocks * block_bytes / GIB, max_model_len,
+            blocks, block_size, blocks * block_bytes / GIB, context,
         )  # fmt: skip
 
     def run(self, plan: StepPlan) -> StepResult:
@@ -68,10 +55,34 @@ def _load(config: EngineConfig, checkpoint: Checkpoint, dtype: torch.dtype, devi
     if checkpoint.format == "dummy":
         dummy_weights(model, config.model.seed)
     else:
-        # Asked for float32, every value is computed as float32; else few-bit weights are multiplied as they are.
-        quantized = device.type == "cpu" and cpu.available() and config.model.dtype != "float32"
-        load_weights(model, open_source(checkpoint, quantized))
+        load_weights(model, open_source(checkpoint, keeps_few_bits(config, device)))
     return model.eval()
+
+
+def keeps_few_bits(config: EngineConfig, device: torch.device) -> bool:
+    """Whether quantized weights are multiplied as they are. Asked for float32, every value is computed as float32."""
+    return device.type == "cpu" and cpu.available() and config.model.dtype != "float32"
+
+
+def size_cache(
+    config: EngineConfig, checkpoint: Checkpoint, model: Model, dtype: torch.dtype, device: torch.device, free: int
+) -> Capacity:
+    """What a worker can take on, with `free` bytes left beside the model. Raises ConfigError if that is nothing."""
+    block_size = config.cache.block_size
+    block_bytes = bytes_per_block(model.cache_specs, block_size, dtype)
+    asked = config.model.max_model_len
+    limit = longest_text(config, checkpoint, model)
+    longest = limit if asked in (None, -1) else min(asked or 1, limit)
+    blocks = plan_blocks(config.cache, block_bytes, free, longest, device)
+    return Capacity(
+        num_blocks=blocks,
+        block_size=block_size,
+        max_model_len=fit_context(asked, limit, blocks, block_size),
+        vocab_size=model.vocab_size,
+        kept_blocks=plan_kept_blocks(config.cache, block_bytes, device),
+        ability=model.ability,
+        gpus=[f"GPU-{torch.cuda.get_device_properties(device).uuid}"] if device.type == "cuda" else [],
+    )
 
 
 def longest_text(config: EngineConfig, checkpoint: Checkpoint, model: Model) -> int:
@@ -125,6 +136,14 @@ def free_memory(device: torch.device, utilization: float) -> int:
         free, total = torch.cuda.mem_get_info(device)
         return max(int(total * utilization) - (total - free), 0)
     return available_memory()
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes that the device has, whoever uses them; of a container, its limit."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    present = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(present, _kernel_figure("/sys/fs/cgroup/memory.max", r"^(\d+)$") or present)
 
 
 def available_memory() -> int:

@@ -41,10 +41,18 @@ _ENCODING = ("Model", "ForSequenceClassification", "ForMaskedLM", "ForPreTrainin
 
 def build(config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> Model:
     """The model of a config (in the shape of Hugging Face's config.json), its weights not yet filled."""
+    _check_memory(outline(config, dtype), device)
+    return _build(config, dtype, device)
+
+
+def outline(config: dict[str, Any], dtype: torch.dtype) -> Model:
+    """The same without memory, however large: tensors on torch's device meta have shapes only."""
+    return _build(config, dtype, torch.device("meta"))
+
+
+def _build(config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> Model:
     fields = _checked(config)
     module = import_module(f"octavo.models.{FAMILIES[fields.model_type]}")
-    outline: Model = module.build(fields, dtype, torch.device("meta"))
-    _check_memory(outline, device)
     model: Model = module.build(fields, dtype, device)
     return model.eval()
 
@@ -70,8 +78,8 @@ def _checked(config: dict[str, Any]) -> Fields:
     return Fields(config, model_type)
 
 
-def _check_memory(outline: Model, device: torch.device) -> None:
-    needed = sum(tensor.nbytes for tensor in (*outline.parameters(), *outline.buffers()))
+def _check_memory(shapes: Model, device: torch.device) -> None:
+    needed = sum(tensor.nbytes for tensor in (*shapes.parameters(), *shapes.buffers()))
     if device.type == "cuda":
         present = torch.cuda.get_device_properties(device).total_memory
     else:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels import ops
-from octavo.kernels.packed import PackedMatrix, allocate, gguf_packing, packed_bytes
+from octavo.kernels.packed import PackedMatrix, Packing, allocate, gguf_packing, packed_bytes
 from octavo.layers.quantization.scheme import PackedSpec
 
 
@@ -54,10 +54,7 @@ def packable(kind: str) -> bool:
 
 def pack(matrices: Sequence[Sequence[QuantizedRows]], dtypes: Sequence[torch.dtype]) -> list[Packed]:
     """Each matrix from its parts, which have the same number of columns; all in one piece of memory."""
-    plans = []
-    for parts in matrices:
-        packings = [gguf_packing(rows.kind) for rows in parts]
-        plans.append([(rows.shape[0], each) for rows, each in zip(parts, packings, strict=True) if each is not None])
+    plans = [_plan(parts) for parts in matrices]
     columns = [parts[0].shape[1] for parts in matrices]
     memory = allocate([packed_bytes(*plan) for plan in zip(columns, plans, strict=True)])
     schemes = []
@@ -67,3 +64,13 @@ def pack(matrices: Sequence[Sequence[QuantizedRows]], dtypes: Sequence[torch.dty
             matrix.pack_gguf(number, rows.kind, rows.blocks, rows.order)
         schemes.append(Packed(matrix, dtype))
     return schemes
+
+
+def bytes_when_packed(parts: Sequence[QuantizedRows]) -> int:
+    """Memory that the matrix of these parts takes once it is packed."""
+    return packed_bytes(parts[0].shape[1], _plan(parts))
+
+
+def _plan(parts: Sequence[QuantizedRows]) -> list[tuple[int, Packing]]:
+    packings = [gguf_packing(rows.kind) for rows in parts]
+    return [(rows.shape[0], each) for rows, each in zip(parts, packings, strict=True) if each is not None]

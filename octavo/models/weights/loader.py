@@ -6,7 +6,7 @@ and copied one by one, so no more than one exists beside the model; quantized on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,11 +17,14 @@ from octavo.errors import CheckpointError
 from octavo.layers.linear import Linear
 from octavo.layers.norm import LayerNorm, RMSNorm
 from octavo.layers.quantization.packed import QuantizedRows, pack
+from octavo.layers.quantization.scheme import Scheme
 from octavo.layers.rotary import HeadNorm
 from octavo.models.registry import Model
 from octavo.models.weights.slots import To
 
 _SHOWN = 3  # names in an error message
+
+Pack = Callable[[Sequence[Sequence[QuantizedRows]], Sequence[torch.dtype]], Sequence[Scheme]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ class _Quantized:
         slot.expect(name, rows.shape)
         self._parts.setdefault(slot.module, {})[slot.to.part or ""] = (name, slot, rows)
 
-    def place(self) -> None:
+    def place(self, pack: Pack) -> None:
         """Packs those of which all parts are quantized; parts of the others become numbers."""
         whole: dict[Linear, list[QuantizedRows]] = {}
         for linear, parts in self._parts.items():
@@ -77,8 +80,11 @@ class _Quantized:
 
 
 @torch.no_grad()
-def load_weights(model: Model, source: Iterable[tuple[str, Tensor | QuantizedRows]]) -> None:
-    """Every tensor to its place, every place filled. Raises CheckpointError naming the tensor."""
+def load_weights(model: Model, source: Iterable[tuple[str, Tensor | QuantizedRows]], pack: Pack = pack) -> None:
+    """Every tensor to its place, every place filled. Raises CheckpointError naming the tensor.
+
+    pack: makes the schemes of quantized matrices, given the parts of each and the dtype of its activations.
+    """
     slots = _slots(model)
     missing = dict.fromkeys(slots)
     quantized = _Quantized()
@@ -99,7 +105,7 @@ def load_weights(model: Model, source: Iterable[tuple[str, Tensor | QuantizedRow
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         names = ", ".join(repr(key) for key in list(missing)[:_SHOWN])
         raise CheckpointError(f"the checkpoint lacks {names}{more}; is a file of it missing?")
-    quantized.place()
+    quantized.place(pack)
 
 
 def _slots(model: Model) -> dict[str, _Slot]:
