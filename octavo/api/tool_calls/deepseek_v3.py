@@ -1,0 +1,52 @@
+"""DeepSeek: calls between special tokens, since V3.1 the name and the arguments alone, before with a fence around these.
+
+    <｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{…}<｜tool▁call▁end｜><｜tool▁calls▁end｜>
+    … <｜tool▁call▁begin｜>function<｜tool▁sep｜>f⏎```json⏎{…}⏎```<｜tool▁call▁end｜> …
+"""
+
+from __future__ import annotations
+
+import re
+
+from octavo.api.reading import NotACall, Piece, Steps, Text, attempt
+from octavo.api.tool_calls import Known
+from octavo.api.tool_calls.json_calls import json_arguments
+
+_ALL, _ALL_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
+_ONE, _ONE_END = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"
+_SEPARATOR = "<｜tool▁sep｜>"
+_WORD = re.compile(r"[^\s<{`]*")
+_LEFT_OVER = re.compile(r"[\s`}]*")
+
+
+class DeepSeek:
+    markers = (_ALL, _ALL_END, _ONE, _ONE_END, _SEPARATOR)
+
+    def read(self, text: Text, known: Known) -> Steps[None]:
+        while found := (yield from text.until(_ALL, _ALL_END, _ONE)):
+            if found == _ONE:
+                yield from attempt(text, self._call(text))
+            else:
+                yield from text.take(found)
+
+    def _call(self, text: Text) -> Steps[None]:
+        yield from text.expect(_ONE)
+        yield from text.space()
+        name = yield from text.while_in(_WORD)
+        yield from text.expect(_SEPARATOR)
+        yield from text.space()
+        if (yield from text.peek()) != "{":
+            name = yield from text.while_in(_WORD)
+            yield from text.space()
+            yield from text.take("```json")
+            yield from text.space()
+        if not name or (yield from text.peek()) != "{":
+            raise NotACall
+        text.release()
+        yield Piece("call", name)
+        yield from json_arguments(text)
+        yield from text.while_in(_LEFT_OVER)
+        yield from text.take(_ONE_END)
+
+
+FORMATS = {"deepseek_v3": DeepSeek()}

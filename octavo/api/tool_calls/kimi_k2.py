@@ -1,0 +1,45 @@
+"""Kimi K2: `<|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>{…}<|tool_call_end|>` in a section of calls."""
+
+from __future__ import annotations
+
+import re
+
+from octavo.api.reading import NotACall, Piece, Steps, Text, attempt
+from octavo.api.tool_calls import Known
+from octavo.api.tool_calls.json_calls import json_arguments
+
+_ALL, _ALL_END = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
+_ONE, _ONE_END = "<|tool_call_begin|>", "<|tool_call_end|>"
+_ARGUMENTS = "<|tool_call_argument_begin|>"
+_ID = re.compile(r"[^\s<{]*")
+_NUMBER = re.compile(r":\d+$")
+_LEFT_OVER = re.compile(r"[\s}]*")
+
+
+class KimiK2:
+    markers = (_ALL, _ALL_END, _ONE, _ONE_END, _ARGUMENTS)
+
+    def read(self, text: Text, known: Known) -> Steps[None]:
+        while found := (yield from text.until(_ALL, _ALL_END, _ONE)):
+            if found == _ONE:
+                yield from attempt(text, self._call(text))
+            else:
+                yield from text.take(found)
+
+    def _call(self, text: Text) -> Steps[None]:
+        yield from text.expect(_ONE)
+        yield from text.space()
+        name = _NUMBER.sub("", (yield from text.while_in(_ID)).removeprefix("functions."))
+        yield from text.space()
+        yield from text.expect(_ARGUMENTS)
+        yield from text.space()
+        if not name or (yield from text.peek()) != "{":
+            raise NotACall
+        text.release()
+        yield Piece("call", name)
+        yield from json_arguments(text)
+        yield from text.while_in(_LEFT_OVER)
+        yield from text.take(_ONE_END)
+
+
+FORMATS = {"kimi_k2": KimiK2()}

@@ -1,0 +1,44 @@
+"""Mistral: `[TOOL_CALLS]` and then a JSON list of calls, or since its eleventh tokenizer `f[ARGS]{…}`, maybe with an id."""
+
+from __future__ import annotations
+
+import re
+
+from octavo.api.reading import NotACall, Piece, Steps, Text, attempt
+from octavo.api.tool_calls import Known
+from octavo.api.tool_calls.json_calls import json_arguments, json_calls
+
+_TAG, _ID, _ARGUMENTS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
+_NAME = re.compile(r"[^\s\[\]{}]*")
+
+
+class Mistral:
+    markers = (_TAG, _ID, _ARGUMENTS)
+
+    def read(self, text: Text, known: Known) -> Steps[None]:
+        while (yield from text.until(_TAG)):
+            yield from attempt(text, self._calls(text))
+
+    def _calls(self, text: Text) -> Steps[None]:
+        yield from text.expect(_TAG)
+        yield from text.space()
+        if (yield from text.peek()) in ("[", "{"):
+            yield from json_calls(text)
+            return
+        while name := (yield from text.while_in(_NAME)):
+            if (yield from text.take(_ID)):
+                yield from text.while_in(_NAME)
+            yield from text.take(_ARGUMENTS)
+            yield from text.space()
+            if (yield from text.peek()) != "{":
+                raise NotACall
+            text.release()
+            yield Piece("call", name)
+            yield from json_arguments(text)
+            text.mark()
+            yield from text.space()
+            yield from text.take(",")
+            yield from text.space()
+
+
+FORMATS = {"mistral": Mistral()}
