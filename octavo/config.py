@@ -22,6 +22,10 @@ Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
 SchedulingPolicy = Literal["fcfs", "priority"]
 ExecutorBackend = Literal["uni", "mp"]
+ToolCallParser = Literal["auto", "deepseek_v3", "generic", "glm45", "granite", "hermes", "kimi_k2", "llama3_json",
+                         "minimax_m2", "mistral", "openai", "phi4_mini_json", "pythonic", "qwen3_coder"]  # fmt: skip
+ReasoningParser = Literal["auto", "none", "deepseek_r1", "granite", "mistral", "openai_gptoss", "qwen3", "seed_oss",
+                          "think"]  # fmt: skip
 
 _SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY_SUFFIXES = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
@@ -67,6 +71,11 @@ class ModelConfig:
     max_logprobs: int = _flag("most logprobs a request may ask for; -1: any number", 20, also=-1)
     seed: int = _flag("seed of requests that bring none, and of dummy weights", 0)
     chat_template: str | None = _flag("file with a Jinja chat template, instead of the model's own")
+    tool_call_parser: ToolCallParser = _flag("how the model writes tool calls; auto: as its chat template says", "auto")
+    reasoning_parser: ReasoningParser = _flag(
+        "how the model marks its reasoning; auto: as its chat template says; none: reasoning stays in the content",
+        "auto",
+    )
     generation_config: str = _flag("auto: take sampling defaults from the model; none: do not", "auto")
     download_dir: str | None = _flag("where models from the hub are kept; default: the hub's own cache")
 

@@ -102,6 +102,7 @@ class SamplingParams(Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     prompt_logprobs: int | None = None
     detokenize: bool = True
     skip_special_tokens: bool = True
+    visible_special_token_ids: list[int] = field(default_factory=list)  # not skipped all the same
     structured_outputs: StructuredOutputs | None = None
 
     def __post_init__(self) -> None:

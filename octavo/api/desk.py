@@ -192,6 +192,7 @@ class Tally:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0  # of the completion's
     times: dict[int, RequestMetrics] = field(default_factory=dict)  # of each prompt
     costs_are_shown: bool = False  # the caller asked for them
 

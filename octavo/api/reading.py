@@ -15,6 +15,7 @@ Kind = Literal["content", "reasoning", "call", "arguments"]
 T = TypeVar("T")
 
 SPACE = " \t\r\n"
+_WINDOW = 2**10
 _LONGEST_HEAD = 2**16  # characters held back until it is known whether they begin a call
 _LONGEST_SPACE = 2**10  # characters of white space held back
 
@@ -69,8 +70,8 @@ class Text:
         return kept
 
     def rest(self) -> Steps[str]:
-        """What is there to be read: some text, or "" at the end. Raises NotACall where too much would be kept."""
-        while not (found := self._text[self._at : self._end]):
+        """What is there to be read, or much of it; "" at the end. Raises NotACall where too much would be kept."""
+        while not (found := self._text[self._at : self._window]):
             if self._at < len(self._text):
                 raise NotACall
             if self._ended:
@@ -79,8 +80,10 @@ class Text:
         return found
 
     @property
-    def _end(self) -> int | None:
-        return None if self._mark is None else self._mark + _LONGEST_HEAD
+    def _window(self) -> int:
+        """Where to look no further: nobody should search all of a long text again and again."""
+        end = self._at + _WINDOW
+        return end if self._mark is None else min(end, self._mark + _LONGEST_HEAD)
 
     def skip(self, count: int) -> None:
         """Count as read so much of `rest`."""
@@ -90,7 +93,8 @@ class Text:
 
     def peek(self) -> Steps[str]:
         """The next character, not read; "" at the end."""
-        return (yield from self.rest())[:1]
+        rest = yield from self.rest()
+        return rest[:1]
 
     def take(self, literal: str) -> Steps[bool]:
         """Read `literal` if it is what comes next."""
@@ -133,11 +137,11 @@ class Text:
         Raises NotACall where too much would be kept.
         """
         while True:
-            rest = self._text[self._at : self._end]
-            full = self._at + len(rest) < len(self._text)
+            rest = self._text[self._at : self._window]
             places = [(place, marker) for marker in markers if (place := rest.find(marker)) >= 0]
             place, marker = min(places, default=(len(rest) - _beginning(rest, markers), None))
-            over = marker is None and self._ended and not full
+            last = self._at + len(rest) == len(self._text)
+            over = self._ended and last and marker is None
             if over:
                 place = len(rest)
             self.skip(place)
@@ -145,14 +149,15 @@ class Text:
                 yield Piece(kind, rest[:place])
             if over or marker is not None:
                 return marker
-            if full:
+            if last:
+                yield None
+            elif not place:
                 raise NotACall
-            yield None
 
 
 def _beginning(text: str, markers: tuple[str, ...]) -> int:
     """Length of the longest end of `text` that is the beginning of a marker."""
-    longest = max(map(len, markers))
+    longest = max(map(len, markers), default=0)
     for start in range(max(0, len(text) - longest + 1), len(text)):
         if any(marker.startswith(text[start:]) for marker in markers):
             return len(text) - start
@@ -161,7 +166,7 @@ def _beginning(text: str, markers: tuple[str, ...]) -> int:
 
 def held(steps: Steps[T]) -> Steps[tuple[str, T]]:
     """Read the steps' pieces to their end: their text, and what the steps return."""
-    found = []
+    found: list[str] = []
     while True:
         try:
             piece = next(steps)
@@ -195,6 +200,16 @@ class Reading:
         self._kind: Kind = "content"
         self._bare = False  # whether white space that comes now is dropped
         self._space = ""  # that may have to be dropped
+        self._reasoned: list[tuple[int, int]] = []  # from where to where the text is reasoning
+
+    @property
+    def offset(self) -> int:
+        """Characters read so far."""
+        return self._text.offset
+
+    def is_reasoning(self, end: int) -> bool:
+        """Whether the character before this place, not beyond `offset`, is reasoning."""
+        return any(start < end <= stop for start, stop in reversed(self._reasoned))
 
     def feed(self, text: str) -> list[Piece]:
         self._text.feed(text)
@@ -215,8 +230,18 @@ class Reading:
             if piece.kind in ("call", "arguments"):
                 self._kind, self._space = piece.kind, ""
                 yield piece
-            elif text := self._trim(piece):
+                continue
+            if piece.kind == "reasoning":
+                self._note(piece)
+            if text := self._trim(piece):
                 yield Piece(piece.kind, text)
+
+    def _note(self, piece: Piece) -> None:
+        stop = self.offset
+        start = stop - len(piece.text)
+        if self._reasoned and self._reasoned[-1][1] == start:
+            start, _ = self._reasoned.pop()
+        self._reasoned.append((start, stop))
 
     def _trim(self, piece: Piece) -> str:
         if piece.kind != self._kind:

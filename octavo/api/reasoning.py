@@ -5,9 +5,13 @@ Reasoning comes first, then what tool formats read. A chat template may open it 
 
 from __future__ import annotations
 
+import codecs
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from octavo.api.reading import SPACE, NotACall, Piece, Steps, Text
+from octavo.api.reading import SPACE, NotACall, Piece, Reading, Steps, Text
+from octavo.face import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +26,13 @@ class ReasoningFormat:
     def markers(self) -> tuple[str, ...]:
         return (self.opening, self.closing)
 
-    def begins_inside(self, prompt: str) -> bool:
-        """Whether the answer to this prompt begins with reasoning that is open already."""
+    def begins_inside(self, prompt: str, continued: str | None = None) -> bool:
+        """Whether the answer to this prompt begins with reasoning that is open already.
+
+        continued: the assistant's own words that it goes on with. What a prompt says elsewhere does not count.
+        """
+        if continued is not None:
+            return continued.rfind(self.opening) > continued.rfind(self.closing)
         end = prompt.rstrip(SPACE)
         return end.endswith(self.opening) or (self.always and not end.endswith(self.closing))
 
@@ -71,3 +80,25 @@ def reasoning_format(name: str, template: str | None = None) -> ReasoningFormat 
     if name == "auto":
         name = next((each for sign, each in _SIGNS.items() if sign in (template or "")), "think")
     return _FORMATS[name]
+
+
+class ReasoningTokens:
+    """Counts the tokens of one choice that end within its reasoning. `hidden`: tokens without text."""
+
+    def __init__(self, tokenizer: Tokenizer, hidden: frozenset[int]) -> None:
+        self._tokenizer = tokenizer
+        self._hidden = hidden
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._end = 0
+        self._unread: deque[int] = deque()  # where tokens end of which not all was read
+
+    def add(self, token_ids: Sequence[int], reading: Reading) -> int:
+        """The next tokens, after their text was read as far as it goes; how many more are known to be reasoning."""
+        for token_id in token_ids:
+            raw = b"" if token_id in self._hidden else self._tokenizer.token_bytes(token_id)
+            self._end += len(self._decoder.decode(raw))
+            self._unread.append(self._end)
+        count = 0
+        while self._unread and self._unread[0] <= reading.offset:
+            count += reading.is_reasoning(self._unread.popleft())
+        return count

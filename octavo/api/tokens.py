@@ -17,7 +17,7 @@ from octavo.api.wire import json_response
 from octavo.errors import InvalidRequest
 from octavo.face import Engine
 
-_UNSUPPORTED = {name: CHAT_UNSUPPORTED[name] for name in ("chat_template", "tools")}
+_UNSUPPORTED = {"chat_template": CHAT_UNSUPPORTED["chat_template"]}
 
 
 class TokenizeRequest(Struct, kw_only=True):

@@ -46,6 +46,7 @@ class ChatTemplate:
 
     def __init__(self, source: str | None, tokenizer: Tokenizer) -> None:
         """Raises CheckpointError for a template that is not valid Jinja."""
+        self.source = source
         self._special_tokens = {"bos_token": tokenizer.bos_token or "", "eos_token": tokenizer.eos_token or ""}
         try:
             self._template = None if source is None else _environment().from_string(source)

@@ -22,7 +22,9 @@ class Detokenizer:
     def __init__(self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
         self.stop_string: str | None = None
         self._tokenizer = tokenizer
-        self._skipped = tokenizer.special_ids if params.skip_special_tokens else frozenset()
+        self._skipped = frozenset[int]()
+        if params.skip_special_tokens:
+            self._skipped = tokenizer.special_ids.difference(params.visible_special_token_ids)
         self._stops = params.stop
         self._longest_stop = max(map(len, params.stop), default=0)
         self._keeps_stop = params.include_stop_str_in_output

@@ -38,6 +38,7 @@ BOS = 256
 class ByteTokenizer:
     vocab_size = 300
     chat_template = "fake"
+    special_ids = frozenset([BOS])
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [BOS] * add_special_tokens + list(text.encode())
@@ -58,6 +59,8 @@ class ByteTokenizer:
 
 
 class TagTemplate:
+    source = "{{ tools }} {{ tool_calls }}"
+
     def render(self, messages, *, add_generation_prompt=True, continue_final_message=False, **kwargs) -> str:
         if kwargs.pop("fail", False):
             raise InvalidRequest("the template says no", param="messages")

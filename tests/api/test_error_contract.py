@@ -123,7 +123,7 @@ BAD_VALUES = [
     (CHAT, {"add_generation_prompt": True, "continue_final_message": True}, "continue_final_message", "invalid_value"),
     (CHAT, {"top_logprobs": 2}, "top_logprobs", "invalid_value"),
     (CHAT, {"logprobs": True, "top_logprobs": 21}, "top_logprobs", "integer_above_max_value"),
-    (CHAT, {"tool_choice": "required"}, "tool_choice", "unsupported_parameter"),
+    (CHAT, {"tool_choice": "required"}, "tool_choice", "invalid_value"),
     (CHAT, {"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
     (CHAT, {"response_format": {"type": "json_schema"}}, "response_format.json_schema", "missing_required_parameter"),
     (CHAT, {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},

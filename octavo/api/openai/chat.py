@@ -10,7 +10,7 @@ from typing import Any
 from msgspec import UNSET, UnsetType
 from starlette.types import ASGIApp
 
-from octavo.api.conversation import Message, Part, Turn
+from octavo.api.conversation import Message, Part, ToolCallPart, Turn
 from octavo.api.desk import Call
 from octavo.api.generation import Opening
 from octavo.api.openai.logprobs import chat_logprobs, wire_prompt_logprobs
@@ -23,9 +23,15 @@ from octavo.api.openai.types import (
     ChatChunkChoice,
     ChatCompletion,
     ChatDelta,
+    ChatFinish,
     ChatLogprobs,
     ChatRequest,
+    FunctionCall,
+    FunctionCallDelta,
     StreamOptions,
+    ToolCallDelta,
+    TurnFinish,
+    WireToolCall,
 )
 from octavo.api.openai.usage import usage
 from octavo.api.operation import Operation
@@ -69,12 +75,29 @@ class ChatAnswer:
     def _choice(self, message: Message) -> ChatChoice:
         return ChatChoice(
             index=message.index,
-            message=AssistantMessage(content=message.content),
+            message=self._message(message),
             logprobs=self._logprobs(message.token_ids, message.logprobs),
-            finish_reason=message.finish_reason,
+            finish_reason=self._finish(message.finish_reason),
             stop_reason=message.stop_reason,
             token_ids=message.token_ids if self.request.return_token_ids else UNSET,
         )
+
+    def _message(self, message: Message) -> AssistantMessage:
+        calls = [
+            WireToolCall(id=call.id, function=FunctionCall(name=call.name, arguments=call.arguments))
+            for call in message.tool_calls
+        ]
+        old = self._old_calls and bool(calls)
+        return AssistantMessage(
+            content=message.content,
+            reasoning=message.reasoning or UNSET,
+            reasoning_content=message.reasoning or UNSET,
+            tool_calls=calls if calls and not old else UNSET,
+            function_call=calls[0].function if old else UNSET,
+        )
+
+    def _finish(self, reason: TurnFinish | None) -> ChatFinish | None:
+        return "function_call" if reason == "tool_calls" and self._old_calls else reason
 
     async def chunks(self) -> AsyncGenerator[ChatChunk, None]:
         async with aclosing(self.turn.parts()) as parts:
@@ -97,19 +120,35 @@ class ChatAnswer:
         choices = []
         token_ids: list[int] | UnsetType = part.token_ids if self.request.return_token_ids else UNSET
         logprobs = self._logprobs(part.token_ids, part.logprobs)
-        if part.content or token_ids or logprobs:
-            content = ChatDelta(content=part.content)
-            choices.append(ChatChunkChoice(index=part.index, delta=content, logprobs=logprobs, token_ids=token_ids))
+        deltas = self._deltas(part)
+        if deltas or token_ids or logprobs:
+            first, *others = deltas or [ChatDelta()]
+            choices.append(ChatChunkChoice(index=part.index, delta=first, logprobs=logprobs, token_ids=token_ids))
+            choices += [ChatChunkChoice(index=part.index, delta=other) for other in others]
         if part.finish_reason is not None:
             choices.append(
                 ChatChunkChoice(
                     index=part.index,
                     delta=ChatDelta(),
-                    finish_reason=part.finish_reason,
+                    finish_reason=self._finish(part.finish_reason),
                     stop_reason=part.stop_reason,
                 )
             )
         return choices
+
+    def _deltas(self, part: Part) -> list[ChatDelta]:
+        """One kind of text each: that is what clients expect."""
+        deltas = []
+        if part.reasoning:
+            deltas.append(ChatDelta(reasoning=part.reasoning, reasoning_content=part.reasoning))
+        if part.content:
+            deltas.append(ChatDelta(content=part.content))
+        if self._old_calls:
+            calls = (FunctionCallDelta(name=new.name or UNSET, arguments=new.arguments) for new in part.tool_calls)
+            deltas += [ChatDelta(function_call=call) for call in calls]
+        elif part.tool_calls:
+            deltas.append(ChatDelta(tool_calls=[_call_delta(new) for new in part.tool_calls]))
+        return deltas
 
     def _logprobs(
         self, token_ids: Sequence[int], positions: Sequence[dict[int, Logprob]] | None
@@ -118,6 +157,11 @@ class ChatAnswer:
             return None
         return chat_logprobs(token_ids, positions or (), self.request.top_logprobs or 0, self.turn.engine.tokenizer)
 
+    @property
+    def _old_calls(self) -> bool:
+        """Whether the caller speaks of functions, as was usual before tools."""
+        return bool(self.request.functions)
+
     def _prompt_fields(self, opening: Opening | None) -> dict[str, Any]:
         fields: dict[str, Any] = {}
         if opening is not None and self.request.return_token_ids:
@@ -125,6 +169,15 @@ class ChatAnswer:
         if opening is not None and opening.prompt_logprobs is not None and self.request.prompt_logprobs is not None:
             fields["prompt_logprobs"] = wire_prompt_logprobs(opening.prompt_logprobs)
         return fields
+
+
+def _call_delta(new: ToolCallPart) -> ToolCallDelta:
+    return ToolCallDelta(
+        index=new.index,
+        id=new.id or UNSET,
+        type="function" if new.id else UNSET,
+        function=FunctionCallDelta(name=new.name or UNSET, arguments=new.arguments),
+    )
 
 
 OPERATIONS = (

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from msgspec import UNSET
 
+from octavo.api import tool_prompt
 from octavo.api.limits import PROMPTS
 from octavo.api.openai.types import ChatMessage, ContentPart, Prompt, ToolCall
 from octavo.errors import InvalidRequest
-from octavo.face import Engine
+from octavo.face import ChatTemplate, Engine
 
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+_ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "function": "tool",
+}
+_REASONING = ("reasoning_content", "reasoning", "thinking")  # the names that templates know it by
+_WANTS_SHORT_IDS = "length 9"  # what Mistral's templates say of the ids of calls
+_SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
 _RESERVED = frozenset(("messages", "tools", "add_generation_prompt", "continue_final_message", "tokenize",
                        "chat_template", "bos_token", "eos_token"))  # fmt: skip
 
@@ -46,8 +59,12 @@ async def render_chat(
     add_generation_prompt: bool | None,
     continue_final_message: bool | None,
     template_kwargs: dict[str, Any] | None,
+    tools: Sequence[dict[str, Any]] = (),
 ) -> str:
-    """The messages in the model's chat template, which writes special tokens itself. Raises InvalidRequest."""
+    """The messages in the model's chat template, which writes special tokens itself. Raises InvalidRequest.
+
+    tools: as templates take them. Where the template knows nothing of tools, they and past calls are put into words.
+    """
     if add_generation_prompt and continue_final_message:
         message = "'add_generation_prompt' and 'continue_final_message' exclude each other."
         raise InvalidRequest(message, param="continue_final_message", code="invalid_value")
@@ -56,13 +73,69 @@ async def render_chat(
             param = f"chat_template_kwargs.{name}"
             raise InvalidRequest(f"Unsupported parameter: '{param}'.", param=param, code="unsupported_parameter")
     rendered = [_template_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
-    return await asyncio.to_thread(  # a template may take its time; nobody else should wait
-        engine.chat_template.render,
-        rendered,
-        add_generation_prompt=not continue_final_message if add_generation_prompt is None else add_generation_prompt,
-        continue_final_message=bool(continue_final_message),
+    options = {
+        "add_generation_prompt": not continue_final_message if add_generation_prompt is None else add_generation_prompt,
+        "continue_final_message": bool(continue_final_message),
         **(template_kwargs or {}),
-    )
+    }
+    return await asyncio.to_thread(_render, engine.chat_template, rendered, tools, options)  # it may take its time
+
+
+def _render(
+    template: ChatTemplate, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]], options: dict[str, Any]
+) -> str:
+    """Templates differ in what they accept: the usual form first, if it is refused another one."""
+    source = template.source or ""
+    if tools and "tools" not in source:
+        messages = tool_prompt.with_system(messages, tool_prompt.instructions(tools))
+        tools = ()
+    forms = [messages if "tool_calls" in source else tool_prompt.spelled_out(messages)]
+    if _WANTS_SHORT_IDS in source:
+        forms = [[_with_short_ids(message) for message in forms[0]]]
+    if any(message.get("tool_calls") for message in forms[0]):
+        forms.append([_with_texts(message) for message in forms[0]])
+    elif forms[0][0]["role"] == "system":
+        forms.append(tool_prompt.without_system(forms[0]))
+    if tools:
+        options = {**options, "tools": tools}
+    refusal: InvalidRequest | None = None
+    for form in forms:
+        try:
+            return template.render(form, **options)
+        except InvalidRequest as error:
+            refusal = refusal or error
+    assert refusal is not None
+    raise refusal
+
+
+def _with_short_ids(message: dict[str, Any]) -> dict[str, Any]:
+    """Mistral's templates accept ids of nine letters and digits only."""
+    changed = dict(message)
+    if "tool_call_id" in message:
+        changed["tool_call_id"] = _short_id(message["tool_call_id"])
+    if "tool_calls" in message:
+        changed["tool_calls"] = [{**call, "id": _short_id(call["id"])} for call in message["tool_calls"]]
+    return changed
+
+
+def _short_id(given: str | None) -> str:
+    text = given or ""
+    return text if _SHORT_ID.fullmatch(text) else hashlib.sha256(text.encode()).hexdigest()[:9]
+
+
+def _with_texts(message: dict[str, Any]) -> dict[str, Any]:
+    """DeepSeek's templates take the arguments of calls as texts."""
+    if "tool_calls" not in message:
+        return message
+    calls = [
+        {**call, "function": {**call["function"], "arguments": _as_text(call["function"]["arguments"])}}
+        for call in message["tool_calls"]
+    ]
+    return {**message, "tool_calls": calls}
+
+
+def _as_text(arguments: Any) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
 def _template_message(message: ChatMessage, place: str) -> dict[str, Any]:
@@ -81,6 +154,11 @@ def _template_message(message: ChatMessage, place: str) -> dict[str, Any]:
         rendered["tool_call_id"] = message.tool_call_id
     if message.tool_calls:
         rendered["tool_calls"] = [_template_tool_call(call) for call in message.tool_calls]
+    elif message.function_call is not None:
+        rendered["tool_calls"] = [_template_tool_call(ToolCall(id=None, function=message.function_call))]
+    reasoning = message.reasoning_content if message.reasoning is None else message.reasoning
+    if reasoning is not None:
+        rendered |= dict.fromkeys(_REASONING, reasoning)
     return rendered
 
 
@@ -90,7 +168,7 @@ def _content(message: ChatMessage, place: str) -> str:
         return content
     if isinstance(content, list):
         return "\n".join(_part_text(part, f"{place}[{index}]") for index, part in enumerate(content))
-    if message.role == "assistant" and message.tool_calls:
+    if message.role == "assistant" and (message.tool_calls or message.function_call):
         return ""
     if content is UNSET:
         raise InvalidRequest(f"Missing required parameter: '{place}'.", param=place, code="missing_required_parameter")

@@ -15,6 +15,7 @@ from octavo.face import State, VersionCard
 from octavo.request import MAX_LOGIT_BIAS, MAX_SEQUENCES_PER_REQUEST, FinishReason
 
 TurnFinish = FinishReason | Literal["tool_calls"]
+ChatFinish = TurnFinish | Literal["function_call"]
 INT_MAX = 2**31 - 1
 Count = Annotated[int, Meta(ge=0, le=INT_MAX)]
 Sequences = Annotated[int, Meta(ge=1, le=MAX_SEQUENCES_PER_REQUEST)]
@@ -41,11 +42,8 @@ _NOT_HERE = "This server does not support it."
 
 CHAT_UNSUPPORTED = {
     "chat_template": "The server uses the model's own template; it can be set with --chat-template.",
-    "tools": _LATER,
-    "functions": "It is deprecated, and this server does not support it.",
-    "function_call": "It is deprecated, and this server does not support it.",
-    "documents": _NOT_HERE,
     "audio": _NOT_HERE,
+    "web_search_options": _NOT_HERE,
     "echo": "To continue the last message, use continue_final_message.",
     "mm_processor_kwargs": _NOT_HERE,
     "kv_transfer_params": _NOT_HERE,
@@ -146,6 +144,12 @@ class OpenAIFields(SamplingFields, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
+    safety_identifier: str | None = None  # these six only say something to OpenAI itself
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    service_tier: str | None = None
+    store: bool | None = None
+    metadata: dict[str, Any] | None = None
     priority: Int32 | None = None
     cache_salt: CacheSalt | None = None
     timeout: Timeout | None = None  # seconds for the whole answer
@@ -171,11 +175,43 @@ class ToolCall(Struct, kw_only=True):
     function: FunctionCall
 
 
-class ToolChoice(Struct, kw_only=True):
-    type: Name
+class FunctionDefinition(Struct, kw_only=True, omit_defaults=True):
+    """`parameters`: a JSON schema of an object. `strict` changes nothing where calls are not constrained anyway."""
+
+    name: Name
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Struct, kw_only=True):
+    type: Name = "function"
+    function: FunctionDefinition | None = None
+
+
+class FunctionName(Struct, kw_only=True):
+    name: Name
+
+
+class ToolReference(Struct, kw_only=True):
+    type: Name = "function"
+    function: FunctionName | None = None
+
+
+class AllowedTools(Struct, kw_only=True):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[ToolReference], Meta(min_length=1, max_length=limits.TOOLS)]
+
+
+class ToolChoice(ToolReference, kw_only=True):
+    """Of the type `function`: that one. Of the type `allowed_tools`: some of the tools."""
+
+    allowed_tools: AllowedTools | None = None
 
 
 class ChatMessage(Struct, kw_only=True):
+    """An assistant's past `reasoning` (or `reasoning_content`) goes to the chat template, which may leave it out."""
+
     role: Name
     content: (
         str | Annotated[list[ContentPart], Meta(min_length=1, max_length=limits.CONTENT_PARTS)] | UnsetType | None
@@ -183,6 +219,9 @@ class ChatMessage(Struct, kw_only=True):
     name: Name | None = None
     tool_calls: Annotated[list[ToolCall], Meta(max_length=limits.TOOL_CALLS)] | None = None
     tool_call_id: Name | None = None
+    function_call: FunctionCall | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
 
 
 Messages = Annotated[list[ChatMessage], Meta(min_length=1, max_length=limits.MESSAGES)]
@@ -197,8 +236,14 @@ class ChatRequest(OpenAIFields, kw_only=True):
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=limits.CHAT_TOP_LOGPROBS)] | None = None
+    tools: Annotated[list[Tool], Meta(max_length=limits.TOOLS)] | None = None
     tool_choice: str | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    functions: Annotated[list[FunctionDefinition], Meta(max_length=limits.TOOLS)] | None = None
+    function_call: str | FunctionName | None = None
+    reasoning_effort: Name | None = None
+    include_reasoning: bool | None = None
+    documents: Annotated[list[dict[str, str]], Meta(max_length=limits.DOCUMENTS)] | None = None
 
 
 class CompletionRequest(OpenAIFields, kw_only=True):
@@ -226,11 +271,16 @@ class Cost(Struct, kw_only=True):
     energy_joules: float | UnsetType = UNSET  # where the machine says what it uses
 
 
+class CompletionTokensDetails(Struct, kw_only=True):
+    reasoning_tokens: int
+
+
 class Usage(Struct, kw_only=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
     cost: Cost | UnsetType = UNSET
 
 
@@ -260,17 +310,29 @@ class ChatLogprobs(Struct, kw_only=True):
     refusal: None = None
 
 
+class WireToolCall(Struct, kw_only=True):
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
 class AssistantMessage(Struct, kw_only=True):
+    """`reasoning` and `reasoning_content` say the same: clients read one or the other."""
+
     role: Literal["assistant"] = "assistant"
     content: str | None
     refusal: None = None
+    reasoning: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[WireToolCall] | UnsetType = UNSET
+    function_call: FunctionCall | UnsetType = UNSET
 
 
 class ChatChoice(Struct, kw_only=True):
     index: int
     message: AssistantMessage
     logprobs: ChatLogprobs | None
-    finish_reason: TurnFinish | None
+    finish_reason: ChatFinish | None
     stop_reason: int | str | None
     token_ids: list[int] | UnsetType = UNSET
 
@@ -287,16 +349,34 @@ class ChatCompletion(Struct, kw_only=True):
     prompt_token_ids: list[int] | UnsetType = UNSET
 
 
+class FunctionCallDelta(Struct, kw_only=True):
+    name: str | UnsetType = UNSET
+    arguments: str
+
+
+class ToolCallDelta(Struct, kw_only=True):
+    """The first one of a call has its id, type and name."""
+
+    index: int
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+    function: FunctionCallDelta
+
+
 class ChatDelta(Struct, kw_only=True):
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
+    function_call: FunctionCallDelta | UnsetType = UNSET
 
 
 class ChatChunkChoice(Struct, kw_only=True):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None = None
-    finish_reason: TurnFinish | None = None
+    finish_reason: ChatFinish | None = None
     stop_reason: int | str | UnsetType | None = UNSET
     token_ids: list[int] | UnsetType = UNSET
 

@@ -1,7 +1,7 @@
-"""DeepSeek: calls between special tokens, since V3.1 the name and the arguments alone, before with a fence around these.
+"""DeepSeek: calls between special tokens, since V3.1 just a name and arguments, before with a fence around these.
 
-    <｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{…}<｜tool▁call▁end｜><｜tool▁calls▁end｜>
-    … <｜tool▁call▁begin｜>function<｜tool▁sep｜>f⏎```json⏎{…}⏎```<｜tool▁call▁end｜> …
+<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{…}<｜tool▁call▁end｜><｜tool▁calls▁end｜>
+… <｜tool▁call▁begin｜>function<｜tool▁sep｜>f⏎```json⏎{…}⏎```<｜tool▁call▁end｜> …
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LEFT_OVER = re.compile(r"[\s`}]*")
 class DeepSeek:
     markers = (_ALL, _ALL_END, _ONE, _ONE_END, _SEPARATOR)
 
-    def read(self, text: Text, known: Known) -> Steps[None]:
+    def read(self, text: Text, _known: Known) -> Steps[None]:
         while found := (yield from text.until(_ALL, _ALL_END, _ONE)):
             if found == _ONE:
                 yield from attempt(text, self._call(text))

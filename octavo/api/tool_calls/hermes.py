@@ -24,7 +24,7 @@ class Marked:
     def markers(self) -> tuple[str, ...]:
         return (self.opening,) if self.closing is None else (self.opening, self.closing)
 
-    def read(self, text: Text, known: Known) -> Steps[None]:
+    def read(self, text: Text, _known: Known) -> Steps[None]:
         while (yield from text.until(self.opening)):
             yield from attempt(text, self.calls(text))
 

@@ -19,7 +19,7 @@ _LEFT_OVER = re.compile(r"[\s}]*")
 class KimiK2:
     markers = (_ALL, _ALL_END, _ONE, _ONE_END, _ARGUMENTS)
 
-    def read(self, text: Text, known: Known) -> Steps[None]:
+    def read(self, text: Text, _known: Known) -> Steps[None]:
         while found := (yield from text.until(_ALL, _ALL_END, _ONE)):
             if found == _ONE:
                 yield from attempt(text, self._call(text))

@@ -1,4 +1,4 @@
-"""Llama 3: `{"name": "f", "parameters": {…}}` as the whole answer, or anywhere after `<|python_tag|>`; `;` between two."""
+"""Llama 3: `{"name": "f", "parameters": {…}}` as the answer, or anywhere after `<|python_tag|>`; `;` between two."""
 
 from __future__ import annotations
 

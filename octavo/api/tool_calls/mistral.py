@@ -1,4 +1,4 @@
-"""Mistral: `[TOOL_CALLS]` and then a JSON list of calls, or since its eleventh tokenizer `f[ARGS]{…}`, maybe with an id."""
+"""Mistral: `[TOOL_CALLS]` and a JSON list of calls, or since its eleventh tokenizer `f[ARGS]{…}`, maybe with an id."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NAME = re.compile(r"[^\s\[\]{}]*")
 class Mistral:
     markers = (_TAG, _ID, _ARGUMENTS)
 
-    def read(self, text: Text, known: Known) -> Steps[None]:
+    def read(self, text: Text, _known: Known) -> Steps[None]:
         while (yield from text.until(_TAG)):
             yield from attempt(text, self._calls(text))
 

@@ -28,14 +28,14 @@ class Harmony:
             if found in _ENDS:
                 yield from text.take(found)
             else:
-                yield from attempt(text, self._message(text))
+                yield from attempt(text, self._message(text, known))
 
-    def _message(self, text: Text) -> Steps[None]:
+    def _message(self, text: Text, known: Known) -> Steps[None]:
         header, _ = yield from held(text.until(_MESSAGE, *_ENDS))
         yield from text.expect(_MESSAGE)
         text.release()
         channel, recipient = _CHANNEL_NAME.search(header), _RECIPIENT.search(header)
-        if recipient and is_name(recipient[1]):
+        if known and recipient and is_name(recipient[1]):
             yield Piece("call", recipient[1])
             yield from text.space()
             if (yield from text.peek()) == "{":

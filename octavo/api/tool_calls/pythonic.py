@@ -140,7 +140,7 @@ def to_json(literal: str) -> str:
 def _json_token(kind: str | None, text: str) -> str:
     match kind:
         case "text":
-            quotes = 3 if text[:3] in ("\"\"\"", "'''") and len(text) >= 6 else 1
+            quotes = 3 if text[:3] in ('"""', "'''") and len(text) >= 6 else 1
             return dumps(_ESCAPE.sub(_unescaped, text[quotes:-quotes]))
         case "name":
             return _NAMES[text]

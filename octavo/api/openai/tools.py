@@ -1,0 +1,133 @@
+"""Which tools a chat request offers, and which of them the answer may or must call."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from octavo.api import limits
+from octavo.api.openai.types import ChatRequest, FunctionDefinition, FunctionName, ToolChoice, ToolReference
+from octavo.errors import InvalidRequest
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/-]*")
+_MODES = ("none", "auto", "required")
+
+Choice = str | ToolChoice | FunctionName | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolUse:
+    """`shown`: all tools, as chat templates take them. `known`: those that may be called, with their schemas."""
+
+    shown: Sequence[dict[str, Any]]
+    known: Mapping[str, Mapping[str, Any]]
+    required: bool  # at least one call
+    parallel: bool  # maybe more than one
+
+
+def tool_use(request: ChatRequest) -> ToolUse | None:
+    """None if the answer is to call no tool. Raises InvalidRequest."""
+    old = not request.tools and (request.functions or request.function_call is not None)
+    choice, place = (request.function_call, "function_call") if old else (request.tool_choice, "tool_choice")
+    schemas: dict[str, Mapping[str, Any]] = {}
+    shown: list[dict[str, Any]] = []
+    for function, where in _functions(request):
+        _check(function, where, schemas)
+        schemas[function.name] = function.parameters or {"type": "object", "properties": {}}
+        described = {"name": function.name, "description": function.description or ""}
+        shown.append({"type": "function", "function": {**described, "parameters": schemas[function.name]}})
+    if not schemas:
+        if choice in (None, "none", "auto"):
+            return None
+        message = f"'{place}' is only allowed when '{'functions' if old else 'tools'}' are specified."
+        raise InvalidRequest(message, param=place, code="invalid_value")
+    if len(msgspec.json.encode(shown)) > limits.TOOLS_BYTES:
+        message = f"The tools are larger than {limits.TOOLS_BYTES} bytes of JSON."
+        raise InvalidRequest(message, param="functions" if old else "tools", code="string_above_max_length")
+    names, required, single = _chosen(choice, place, list(schemas))
+    if not names:
+        return None
+    return ToolUse(
+        shown=shown,
+        known={name: schemas[name] for name in names},
+        required=required,
+        parallel=not (old or single or request.parallel_tool_calls is False),
+    )
+
+
+def _functions(request: ChatRequest) -> Iterator[tuple[FunctionDefinition, str]]:
+    """Each with its place in the request."""
+    if not request.tools:
+        yield from ((each, f"functions[{index}]") for index, each in enumerate(request.functions or ()))
+        return
+    if request.functions:
+        raise InvalidRequest("Send either 'tools' or 'functions', not both.", param="functions", code="invalid_value")
+    for index, tool in enumerate(request.tools):
+        place = f"tools[{index}]"
+        if tool.type != "function":
+            message = f"Invalid '{place}.type': this server has only 'function' tools, not {tool.type[:64]!r}."
+            raise InvalidRequest(message, param=f"{place}.type", code="invalid_value")
+        if tool.function is None:
+            place += ".function"
+            message = f"Missing required parameter: '{place}'."
+            raise InvalidRequest(message, param=place, code="missing_required_parameter")
+        yield tool.function, f"{place}.function"
+
+
+def _check(function: FunctionDefinition, place: str, earlier: Mapping[str, Any]) -> None:
+    if len(function.name) > limits.FUNCTION_NAME_LENGTH or not _NAME.fullmatch(function.name):
+        message = (
+            f"Invalid '{place}.name': a name has 1 to {limits.FUNCTION_NAME_LENGTH} letters, digits and characters of "
+            "'_-.:/', the first one being a letter, a digit or '_'."
+        )
+        raise InvalidRequest(message, param=f"{place}.name", code="invalid_value")
+    if function.name in earlier:
+        message = f"Invalid '{place}.name': there is another tool of the name {function.name!r}."
+        raise InvalidRequest(message, param=f"{place}.name", code="invalid_value")
+    if (function.parameters or {}).get("type", "object") != "object":
+        message = f"Invalid '{place}.parameters': its 'type' must be 'object'."
+        raise InvalidRequest(message, param=f"{place}.parameters", code="invalid_function_parameters")
+
+
+def _chosen(choice: Choice, place: str, names: list[str]) -> tuple[list[str], bool, bool]:
+    """The names that may be called, whether one must be, and whether only one may be. Raises InvalidRequest."""
+    match choice:
+        case None | "auto":
+            return names, False, False
+        case "none":
+            return [], False, False
+        case "required":
+            return names, True, False
+        case str():
+            listed = ", ".join(map(repr, _MODES))
+            message = f"Invalid '{place}': {choice[:64]!r} is none of {listed}; a tool is named as an object."
+            raise InvalidRequest(message, param=place, code="invalid_value")
+        case ToolChoice(type="allowed_tools", allowed_tools=allowed) if allowed is not None:
+            where = f"{place}.allowed_tools.tools"
+            chosen = {_named(each, f"{where}[{index}]", names) for index, each in enumerate(allowed.tools)}
+            return [name for name in names if name in chosen], allowed.mode == "required", False
+        case FunctionName():
+            return [_known(choice.name, f"{place}.name", names)], True, True
+    return [_named(choice, place, names)], True, True
+
+
+def _named(reference: ToolReference, place: str, names: list[str]) -> str:
+    if reference.type != "function":
+        message = f"Invalid '{place}.type': expected 'function', not {reference.type[:64]!r}."
+        raise InvalidRequest(message, param=f"{place}.type", code="invalid_value")
+    if reference.function is None:
+        place += ".function"
+        message = f"Missing required parameter: '{place}'."
+        raise InvalidRequest(message, param=place, code="missing_required_parameter")
+    return _known(reference.function.name, f"{place}.function.name", names)
+
+
+def _known(name: str, place: str, names: list[str]) -> str:
+    if name not in names:
+        message = f"Invalid '{place}': there is no tool of the name {name[:64]!r}."
+        raise InvalidRequest(message, param=place, code="invalid_value")
+    return name
