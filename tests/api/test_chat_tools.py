@@ -300,7 +300,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"function": {"name": "x" * 129}}]}, "tools[0].function.name"),
     ({"tools": [{"function": {"name": "a", "parameters": {"type": "string"}}}]}, "tools[0].function.parameters"),
     ({"tools": [{"function": {"name": "a", "parameters": [1]}}]}, "tools[0].function.parameters"),
-    ({"tools": [{"function": {"name": f"a{i}"}} for i in range(1025)]}, "tools"),
+    ({"tools": [{"function": {"name": f"a{i}"}} for i in range(129)]}, "tools"),
     ({"tools": [{"function": {"name": "a", "description": "x" * 2**18}}]}, "tools"),
     ({"tools": TOOLS, "functions": [{"name": "a"}]}, "functions"),
     ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice"),

@@ -20,6 +20,8 @@ ENGINE_FLAGS = [
     "--max-logprobs",
     "--seed",
     "--chat-template",
+    "--tool-call-parser",
+    "--reasoning-parser",
     "--generation-config",
     "--download-dir",
     "--block-size",
