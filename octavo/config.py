@@ -21,6 +21,7 @@ from octavo.errors import ConfigError
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
 SchedulingPolicy = Literal["fcfs", "priority"]
+LogFormat = Literal["text", "json"]
 ExecutorBackend = Literal["uni", "mp"]
 ToolCallParser = Literal["auto", "deepseek_v3", "generic", "glm45", "granite", "hermes", "kimi_k2", "llama3_json",
                          "minimax_m2", "mistral", "openai", "phi4_mini_json", "pythonic", "qwen3_coder"]  # fmt: skip
@@ -189,6 +190,11 @@ class ServerConfig:
         "most requests of batches in flight; while others use the server, an eighth of them", 32
     )
     log_level: Literal["debug", "info", "warning", "error"] = _flag("how much the server logs", "info")
+    log_format: LogFormat = _flag("text: lines for people; json: an object on each line", "text")
+    otlp_traces_endpoint: str | None = _flag(
+        "send a trace of each request there, by OTLP over HTTP, such as http://localhost:4318/v1/traces; "
+        "needs `pip install octavo[otel]`"
+    )
 
     def __post_init__(self) -> None:
         check(self)

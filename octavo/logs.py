@@ -1,28 +1,63 @@
-"""octavo's log: lines on stderr, written by a thread of their own.
+"""octavo's log: lines on stderr for people or, as JSON, for programs; written by a thread of their own.
+
+What a line says in its text for people, programs find in fields: `extra={"request_id": …}` of a logging call.
 
 Whoever collects the log may stop reading it. Then lines are dropped, and counted, rather than that a process waits.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 import threading
 from contextlib import suppress
+from datetime import UTC, datetime
 from queue import Full, Queue
+
+from octavo.config import LogFormat
 
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"  # local time, milliseconds
 _MOST_LINES = 4096  # that wait to be written
 _FLUSH_SECONDS = 1.0  # that the end of a process waits for them
 
 
-def configure_logging(level: str) -> None:
+_OF_EVERY_LINE = {*logging.makeLogRecord({}).__dict__, "message", "asctime", "taskName"}
+
+
+class JsonFormatter(logging.Formatter):
+    """A line is an object: time, level, logger, message, pid, then what the call gave as `extra`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            "pid": record.process,
+        }
+        line |= {name: value for name, value in record.__dict__.items() if name not in _OF_EVERY_LINE}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+_FORMATTERS: dict[LogFormat, logging.Formatter] = {"text": logging.Formatter(_FORMAT), "json": JsonFormatter()}
+
+
+def log_format() -> LogFormat:
+    """How this process writes its lines."""
+    written = [handler.formatter for handler in logging.getLogger().handlers]
+    return "json" if _FORMATTERS["json"] in written else "text"
+
+
+def configure_logging(level: str, form: LogFormat = "text") -> None:
     """octavo's own lines from this level on; libraries' from warning on."""
     root = logging.getLogger()
     if not root.handlers:
         handler = PatientHandler(sys.stderr.fileno())
-        handler.setFormatter(logging.Formatter(_FORMAT))
+        handler.setFormatter(_FORMATTERS[form])
         root.addHandler(handler)
         root.setLevel(logging.WARNING)
     logging.getLogger("octavo").setLevel(level.upper())

@@ -22,9 +22,9 @@ import time
 from msgspec import Struct
 
 from octavo.checkpoint import Checkpoint
-from octavo.config import EngineConfig
+from octavo.config import EngineConfig, LogFormat
 from octavo.errors import CheckpointError, ConfigError, EngineDead, OctavoError
-from octavo.logs import configure_logging
+from octavo.logs import configure_logging, log_format
 from octavo.plan import Capacity
 
 STACK_SIGNAL = signal.SIGUSR1  # a child writes its stack to stderr
@@ -39,6 +39,7 @@ class Setup(Struct, frozen=True, tag=True):
     config: EngineConfig
     checkpoint: Checkpoint
     log_level: str
+    log_format: LogFormat
     tied: bool  # the thread that started the child lives as long as its process
 
 
@@ -66,7 +67,7 @@ class Failed(Struct, frozen=True, tag=True):
 
 def setup(config: EngineConfig, checkpoint: Checkpoint) -> Setup:
     level = logging.getLevelName(logging.getLogger("octavo").getEffectiveLevel())
-    return Setup(config, checkpoint, level, tied=threading.current_thread() is threading.main_thread())
+    return Setup(config, checkpoint, level, log_format(), tied=threading.current_thread() is threading.main_thread())
 
 
 def start(module: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
@@ -102,7 +103,7 @@ def enter_child(descriptor: int) -> socket.socket:
 
 def settle(setup: Setup) -> None:
     """What every child does when it knows its setup."""
-    configure_logging(setup.log_level)
+    configure_logging(setup.log_level, setup.log_format)
     if setup.tied:  # the kernel means the thread: one that ends early would take its child along
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import subprocess
@@ -9,7 +10,7 @@ import sys
 
 import pytest
 
-from octavo.logs import PatientHandler
+from octavo.logs import JsonFormatter, PatientHandler
 
 
 @pytest.fixture
@@ -70,3 +71,36 @@ for number in range(2000):
     assert log.count("\n") == 2000 if reads else " INFO 0 xxx" in log.partition("\n")[0]
     assert process.returncode == 0
     assert "Fatal" not in log
+
+
+def test_lines_for_programs_are_objects_with_fields(line):
+    logger, handler, log = line
+    handler.setFormatter(JsonFormatter())
+    logger.info("%s %d", "GET\n\udc80", 200, extra={"request_id": "abc", "status": 200})
+    try:
+        raise ValueError("why")
+    except ValueError:
+        logger.exception("failed")
+    handler.flush()
+    first, second = (json.loads(log.readline()) for _ in range(2))
+    assert first.pop("time").endswith("+00:00")
+    assert first == {
+        "level": "info",
+        "logger": "test",
+        "message": "GET\n\udc80 200",
+        "pid": os.getpid(),
+        "request_id": "abc",
+        "status": 200,
+    }
+    assert second["message"] == "failed"
+    assert "ValueError: why" in second["exception"]
+
+
+def test_children_write_as_their_parent_does():
+    program = """
+from octavo.logs import configure_logging, log_format
+assert log_format() == "text"
+configure_logging("info", "json")
+assert log_format() == "json"
+"""
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -37,6 +37,7 @@ from octavo.api.operation import Operation
 from octavo.api.page import Page
 from octavo.api.responses import create
 from octavo.api.tenants import Tenant
+from octavo.api.tracing import Tracing
 from octavo.config import ServerConfig
 from octavo.errors import InvalidRequest, NotFound
 from octavo.face import Models
@@ -66,30 +67,35 @@ class MethodNotAllowed(InvalidRequest):
     status = 405
 
 
-def build_app(models: Models, config: ServerConfig, limits: Limits | None = None) -> Starlette:
+def build_app(
+    models: Models, config: ServerConfig, limits: Limits | None = None, tracing: Tracing | None = None
+) -> Starlette:
     """The app; its `state` has `keys`, to be watched, and `admin`, the app of the admin port. Raises ConfigError.
 
-    The desk's `batch`, if there is one, is to be run beside it and closed after it.
+    The desk's `batch`, if there is one, is to be run beside it and closed after it, as is the state's `tracing`.
     """
     desk = Desk(limits or Limits.of(config), models, created=int(time.time()))
     keys = Keyring.of(config)
+    if config.otlp_traces_endpoint is not None:
+        tracing = Tracing.to(config.otlp_traces_endpoint)
     if config.data_dir is not None:
         desk.batch = BatchService.open(
             Path(config.data_dir).expanduser(),
             desk.limits,
-            endpoints={each.path: Endpoint(each, desk) for each in OPERATIONS if each.in_batches},
+            endpoints={each.path: Endpoint(each, desk, tracing) for each in OPERATIONS if each.in_batches},
             find_tenant=functools.partial(_tenant, desk, keys),
             concurrency=config.batch_concurrency,
             others=lambda: desk.used,
         )
     if config.admin_port is None:
-        app = _app(desk, config, keys, OPERATIONS)
+        app = _app(desk, config, keys, OPERATIONS, tracing)
         app.state.admin = None
     else:
-        app = _app(desk, config, keys, (each for each in OPERATIONS if not each.for_admins))
+        app = _app(desk, config, keys, (each for each in OPERATIONS if not each.for_admins), tracing)
         admin = (each for each in OPERATIONS if each.for_admins or each.on_both_ports)
-        app.state.admin = _app(desk, config, keys, admin)
+        app.state.admin = _app(desk, config, keys, admin, tracing)
     app.state.keys = keys
+    app.state.tracing = tracing
     return app
 
 
@@ -100,7 +106,9 @@ def _tenant(desk: Desk, keys: Keyring | None, name: str) -> Tenant | None:
     return keys.named(name)
 
 
-def _app(desk: Desk, config: ServerConfig, keys: Keyring | None, operations: Iterable[Operation]) -> Starlette:
+def _app(
+    desk: Desk, config: ServerConfig, keys: Keyring | None, operations: Iterable[Operation], tracing: Tracing | None
+) -> Starlette:
     middleware = [Middleware(RequestLog, traffic=desk.traffic), Middleware(Page)]
     if config.allowed_origins:
         middleware.append(
@@ -118,7 +126,9 @@ def _app(desk: Desk, config: ServerConfig, keys: Keyring | None, operations: Ite
         )
     else:
         middleware.append(Middleware(BearerAuth, keys=keys, root_path=config.root_path))
-    routes = [Route(each.path, Endpoint(each, desk), methods=[each.method], name=each.path) for each in operations]
+    routes = [
+        Route(each.path, Endpoint(each, desk, tracing), methods=[each.method], name=each.path) for each in operations
+    ]
     app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _routing_error})
     app.router.redirect_slashes = False
     app.state.desk = desk

@@ -27,7 +27,7 @@ from octavo.api.wire import decode, explain
 from octavo.engine.ability import check_task
 from octavo.errors import Overloaded
 from octavo.face import Known, Models, Served
-from octavo.request import RequestMetrics, Task
+from octavo.request import BeamSearchParams, FinishReason, PoolingParams, RequestMetrics, SamplingParams, Task
 
 logger = logging.getLogger("octavo.api")
 
@@ -187,7 +187,7 @@ class Desk:
 
 @dataclass(slots=True)
 class Tally:
-    """Tokens spent on an HTTP request so far."""
+    """What is known of an HTTP request so far, and what was spent on it."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -195,6 +195,10 @@ class Tally:
     reasoning_tokens: int = 0  # of the completion's
     times: dict[int, RequestMetrics] = field(default_factory=dict)  # of each prompt
     costs_are_shown: bool = False  # the caller asked for them
+    asked_model: str | None = None
+    model: str | None = None  # that answers
+    params: SamplingParams | BeamSearchParams | PoolingParams | None = None  # of the first prompt
+    finish_reasons: list[FinishReason] = field(default_factory=list)
 
     @property
     def queue_seconds(self) -> float:
@@ -256,6 +260,7 @@ class Call:
         self.deadline.await_first_token()  # the model may have to be loaded
         served = await self.leases.enter_async_context(self.desk.lease(name, key))
         self.deadline.first_token()
+        self.tally.asked_model, self.tally.model = name, served.name
         if task is not None:
             check_task(served.engine.ability, task)
         return served

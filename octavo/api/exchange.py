@@ -12,7 +12,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from urllib.parse import quote
 
 from starlette.datastructures import Headers
@@ -25,6 +25,7 @@ from octavo.api.limits import FORM_BYTES, too_large
 from octavo.api.operation import Operation
 from octavo.api.stream import STREAMED
 from octavo.api.tenants import Tenant
+from octavo.api.tracing import Tracing
 from octavo.api.traffic import Outcome, Traffic
 from octavo.errors import Forbidden, InvalidRequest, OctavoError, UnsupportedMedia
 
@@ -45,9 +46,10 @@ class Endpoint:
     not read here: its handler gets it as it arrives.
     """
 
-    def __init__(self, operation: Operation, desk: Desk) -> None:
+    def __init__(self, operation: Operation, desk: Desk, tracing: Tracing | None = None) -> None:
         self.operation = operation
         self.desk = desk
+        self.tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         state = scope["state"]
@@ -63,7 +65,7 @@ class Endpoint:
             await answer.fail(ShuttingDown("The server is shutting down."), scope, receive)
             raise
         except Exception:  # the edge: one request's fault ends here
-            logger.exception("request %s failed", state["request_id"])
+            logger.exception("request %s failed", state["request_id"], extra={"request_id": state["request_id"]})
             message = f"Internal error; the server's log has the details under request {state['request_id']}."
             await answer.fail(OctavoError(message), scope, receive)
 
@@ -78,9 +80,13 @@ class Endpoint:
         if self.operation.media != "application/json":
             await self._take_in(call, scope, receive, answer)
             return
+        with self.tracing.request(self.operation.path, scope, call) if self.tracing else nullcontext():
+            await self._work(call, scope, receive, answer)
+
+    async def _work(self, call: Call, scope: Scope, receive: Receive, answer: Answer) -> None:
         self.desk.check()  # before the body is read: a refusal costs next to nothing
-        tenant.check()
-        with tenant.request(), self.desk.bodies.receive() as grow:
+        call.tenant.check()
+        with call.tenant.request(), self.desk.bodies.receive() as grow:
             headers = Headers(scope=scope)
             _check_media(headers, None if self.operation.any_media else self.operation.media)
             call.body = await _read(headers, receive, self.desk.limits.body_bytes, grow)
@@ -246,7 +252,10 @@ class RequestLog:
             nonlocal status, complete
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                own = [(b"x-request-id", request_id.encode())]
+                if "trace" in state:
+                    own.append((b"traceresponse", state["trace"].encode()))
+                message["headers"] = [*message.get("headers", ()), *own]
             else:
                 complete = not message.get("more_body", False)
             await send(message)
@@ -261,16 +270,28 @@ class RequestLog:
 
 def _log_access(scope: Scope, status: int, seconds: float) -> None:
     state = scope["state"]
+    path = quote(scope["path"], safe="/:@!$&'()*+,;=-._~")[:200]
+    fields = {
+        "method": scope["method"],
+        "path": path,
+        "status": status or None,
+        "milliseconds": round(seconds * 1000, 3),
+        "request_id": state["request_id"],
+        "tenant": state["tenant"].name if "tenant" in state else None,
+        "outcome": state.get("outcome"),
+        "trace_id": state.get("trace_id"),
+    }
     tenant = f" {state['tenant'].name}" if "tenant" in state else ""
     outcome = f" ({state['outcome']})" if "outcome" in state else ""
     access_logger.log(
         logging.DEBUG if scope["path"] in _QUIET_PATHS else logging.INFO,
         "%s %s %s %.0fms %s%s%s",
         scope["method"],
-        quote(scope["path"], safe="/:@!$&'()*+,;=-._~")[:200],
+        path,
         status or "-",
         seconds * 1000,
         state["request_id"],
         tenant,
         outcome,
+        extra={name: value for name, value in fields.items() if value is not None},
     )

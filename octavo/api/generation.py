@@ -70,6 +70,7 @@ async def deltas(call: Call, engine: Engine, jobs: Sequence[Job]) -> AsyncGenera
     """Run the jobs. Raises what the engine raises, and what `Call.running` does; closing it aborts all of them."""
     tally = call.tally
     tally.prompt_tokens = sum(len(job.prompt_token_ids) for job in jobs)
+    tally.params = jobs[0].params
     with call.running(len(jobs)), call.tenant.charge(tally.prompt_tokens):
         call.deadline.await_first_token()
         opened: set[int] = set()
@@ -88,6 +89,8 @@ async def deltas(call: Call, engine: Engine, jobs: Sequence[Job]) -> AsyncGenera
                 for part in output.outputs:
                     tally.completion_tokens += len(part.token_ids)
                     call.tenant.spend(len(part.token_ids))
+                    if part.finish_reason is not None:
+                        tally.finish_reasons.append(part.finish_reason)
                     yield Delta(
                         index=job.first_index + part.index,
                         text=part.text,

@@ -123,6 +123,8 @@ async def _run(call: Call, engine: Engine, jobs: Sequence[_Job], reading: Readin
                 assert output.pooled is not None
                 vectors[job.index] = output.pooled
                 tally.cached_tokens += output.num_cached_tokens
+                if output.metrics is not None:
+                    tally.times[job.index] = output.metrics
     return vectors
 
 

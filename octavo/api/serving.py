@@ -62,6 +62,8 @@ async def serve(
             running.cancel()
             await asyncio.wait({running})
             batch.close()
+        if app.state.tracing is not None:
+            await asyncio.to_thread(app.state.tracing.close)
         engine_life.cancel()
         if watching is not None:
             watching.cancel()

@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     if server_config.api_key:
         _refuse_a_second_key(options.model_argument)
     config = engine_config(options, options.model_argument)
-    configure_logging(server_config.log_level)
+    configure_logging(server_config.log_level, server_config.log_format)
     listener, admin = bind(server_config), bind_admin(server_config)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         status = runner.run(serve(config, server_config, listener, admin))

@@ -68,5 +68,9 @@ class Compiling:
         except InvalidRequest as error:
             return Compiled(request, error=error)
         except Exception:
-            logger.exception("the grammar of request %s could not be compiled", request.request_id)
+            logger.exception(
+                "the grammar of request %s could not be compiled",
+                request.request_id,
+                extra={"request_id": request.request_id},
+            )
             return Compiled(request)

@@ -155,7 +155,9 @@ def _admit(core: EngineCore, request: Request, grammar: Grammar | None = None) -
     except (InvalidRequest, Overloaded) as error:
         return [_refusal(request, error)]
     except Exception:
-        logger.exception("request %s could not be admitted", request.request_id)
+        logger.exception(
+            "request %s could not be admitted", request.request_id, extra={"request_id": request.request_id}
+        )
         return [_refusal(request)]
 
 

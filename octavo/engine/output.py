@@ -298,7 +298,9 @@ class OutputProcessor:
             try:
                 self._advance(self._states[request_id], outputs, now, news)
             except Exception:
-                logger.exception("the output of request %s could not be made", request_id)
+                logger.exception(
+                    "the output of request %s could not be made", request_id, extra={"request_id": request_id}
+                )
                 news.failures[request_id] = RequestFailed("the output could not be made; see the server's log")
                 news.aborts.append((request_id, None))
                 self.drop(request_id, "error")

@@ -71,6 +71,7 @@ class CoreProcess:
 
     def __init__(self, module: str = "octavo.engine.core_process") -> None:
         self._process, self._connection = start(module)
+        logger.info("the engine process is %d", self._process.pid, extra={"engine_pid": self._process.pid})
         self._channel: Channel | None = None  # owns the connection once it is there
 
     async def open(self, config: EngineConfig, checkpoint: Checkpoint) -> Channel:

@@ -60,6 +60,8 @@ SERVER_FLAGS = [
     "--data-dir",
     "--batch-concurrency",
     "--log-level",
+    "--log-format",
+    "--otlp-traces-endpoint",
 ]
 OUTPUT_FLAGS = ["--output-json", "--bench-seed"]
 FLAGS = {
