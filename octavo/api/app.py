@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -18,6 +18,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from octavo.api import generate, probes, rerank, tokens, watch
 from octavo.api.anthropic import messages
@@ -126,13 +127,27 @@ def _app(
         )
     else:
         middleware.append(Middleware(BearerAuth, keys=keys, root_path=config.root_path))
+    by_path: dict[str, dict[str, ASGIApp]] = {}
+    for each in operations:
+        by_path.setdefault(each.path, {})[each.method] = Endpoint(each, desk, tracing)
     routes = [
-        Route(each.path, Endpoint(each, desk, tracing), methods=[each.method], name=each.path) for each in operations
+        Route(path, ByMethod(endpoints), methods=list(endpoints), name=path) for path, endpoints in by_path.items()
     ]
     app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _routing_error})
     app.router.redirect_slashes = False
     app.state.desk = desk
     return app
+
+
+class ByMethod:
+    """The operations of one path."""
+
+    def __init__(self, endpoints: Mapping[str, ASGIApp]) -> None:
+        self._endpoints = endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        await self._endpoints[method](scope, receive, send)
 
 
 async def _routing_error(request: Request, error: Exception) -> Response:
@@ -158,6 +173,7 @@ def _elsewhere(request: Request) -> str:
         bare = bare.removeprefix("/v1")
     for route in request.app.routes:
         if isinstance(route, Route) and route.path != "/" and route.path in (bare, "/v1" + bare):
-            method = next(iter((route.methods or set()) - {"HEAD"}), "GET")
+            methods = route.methods or {"GET"}
+            method = request.method if request.method in methods else min(methods)
             return f"; did you mean {method} {route.path}?"
     return ""
