@@ -63,6 +63,10 @@ simulate: setup ## the core under random schedules and faults for SECONDS=60, th
 fuzz: setup ## requests, frames and model files with something wrong; SECONDS=600 for longer
 	@$(BIN)/python tests/fuzz/long_run.py --seconds $(SECONDS) $(ARGS)
 
+.PHONY: check-grammars
+check-grammars: setup ## 1,000 random JSON schemas followed by the embedded model, every answer validated; minutes
+	@PYTHONPATH=tests $(BIN)/python -m grammars.check $(ARGS)
+
 .PHONY: check
 check: setup ## lint, formatting, types, import directions
 	@$(BIN)/ruff check $(PYTHON_CODE)

@@ -31,6 +31,7 @@ _BYTES, _BYTES_PER_CHARACTER, _BYTES_PER_MASK = 2**18, 256, 64  # that one is ta
 _LONGEST_USE = 2**18  # masks of one compiled grammar; what was found out for them is never forgotten
 _PATIENCE = 5.0  # seconds to compile one
 _MOST_ABANDONED = 2  # that are compiled still, though nobody waits any more
+_MOST_ITEMS_IN_ROW = 2000  # readings of the text so far that a matcher follows
 _STACK = 2**28  # bytes for the compiler, which descends into grammars; only what is used takes memory
 Whose = Callable[[int], tuple[str, int]]  # a row's sequence id -> request id, and which of its sequences
 
@@ -132,7 +133,7 @@ class Grammars:
         from llguidance import LLMatcher, LLParserLimits
 
         limits = LLParserLimits(  # where a number is spent at a pace, that is about as much in a millisecond
-            max_items_in_row=2000,
+            max_items_in_row=_MOST_ITEMS_IN_ROW,
             initial_lexer_fuel=1_000_000,  # 50,000
             step_lexer_fuel=200_000,  # 14,000
             step_max_items=50_000,  # 20,000

@@ -6,15 +6,18 @@ import socket
 import threading
 
 import pytest
+from letters import Letters
 from msgspec import structs
 
 from octavo.config import EngineConfig
 from octavo.engine.channel import Abort, Add, Began, FromCore, Look, Seen, Stepped, ToCore
 from octavo.engine.core import EngineCore
 from octavo.engine.core_process import run, turn
+from octavo.engine.grammar import grammar_text
+from octavo.engine.guidance import Grammars
 from octavo.frames import FrameSocket
 from octavo.plan import Capacity, RowResult, StepPlan, StepResult
-from octavo.request import Request, SamplingParams
+from octavo.request import Request, SamplingParams, StructuredOutputs
 
 
 class Counter:
@@ -148,3 +151,85 @@ def test_who_looks_sees_the_blocks_between_two_steps():
     turn(core, [Look()], said.append)
     looks = [message.blocks for message in said if isinstance(message, Seen)]
     assert [(seen.block_size, seen.total, seen.runs) for seen in looks] == [(4, 8, [0, 8]), (4, 8, [2, 2, 0, 6])]
+
+
+# ---------------------------------------------------------------------- grammars, compiled while steps go on
+
+
+class Obedient(Counter):
+    """Draws the first token that may be drawn."""
+
+    def run(self, plan: StepPlan) -> StepResult:
+        rows = [RowResult(row.sequence_id, [_first(plan.masks.get(row.sequence_id, b"\x02"))]) for row in plan.rows]
+        return StepResult(plan.step, [result for row, result in zip(plan.rows, rows, strict=True) if row.draws])
+
+
+def _first(mask: bytes) -> int:
+    return next(token for token in range(8 * len(mask)) if mask[token // 8] >> token % 8 & 1)
+
+
+class Gated(Grammars):
+    """Compiles when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__(Letters, 100)
+        self.gate = threading.Event()
+
+    def compile(self, text):
+        assert self.gate.wait(60)
+        return super().compile(text)
+
+
+def follow(name: str, regex: str, **fields) -> Add:
+    add = request(name, **fields)
+    return Add(structs.replace(add.request, grammar=grammar_text(StructuredOutputs(regex=regex)), eos_token_ids=[0]))
+
+
+@pytest.fixture
+def gated():
+    ours, theirs = socket.socketpair()
+    core = EngineCore(EngineConfig.of(), Obedient(), grammars=Gated())
+    inside: FrameSocket[ToCore] = FrameSocket(theirs, ToCore)
+    thread = threading.Thread(target=run, args=(core, inside))
+    thread.start()
+    link: FrameSocket[FromCore] = FrameSocket(ours, FromCore)
+    yield link, core.grammars
+    core.grammars.gate.set()
+    link.close()
+    thread.join(10)
+    assert not thread.is_alive()
+    inside.close()
+
+
+def test_others_go_on_while_a_grammar_is_compiled(gated):
+    link, grammars = gated
+    link.send(follow("slow", "BC"))
+    link.send(request("quick"))
+    tokens, errors, _ = collect(link, "quick")
+    assert tokens.keys() == {"quick"}
+    grammars.gate.set()
+    tokens, errors, _ = collect(link, "slow")
+    assert (tokens, errors) == ({"slow": [*b"BC"]}, {})
+    link.send(follow("again", "BC"))  # is compiled already
+    assert collect(link, "again")[0] == {"again": [*b"BC"]}
+
+
+def test_a_grammar_that_cannot_be_followed_is_its_callers_fault(gated):
+    link, grammars = gated
+    grammars.gate.set()
+    link.send(follow("bad", "("))
+    link.send(follow("good", "A"))
+    tokens, errors, _ = collect(link, "bad", "good")
+    assert tokens == {"bad": [], "good": [*b"A"]}
+    assert (errors["bad"].fault, errors["bad"].param) == ("invalid", "structured_outputs")
+
+
+def test_who_leaves_while_the_grammar_is_compiled_is_forgotten_and_the_name_is_free(gated):
+    link, grammars = gated
+    link.send(follow("a", "A"))
+    link.send(Abort("a"))
+    while "a" not in link.receive().step.released:
+        pass
+    link.send(follow("a", "BB"))
+    grammars.gate.set()
+    assert collect(link, "a")[0] == {"a": [*b"BB"]}

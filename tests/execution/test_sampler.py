@@ -236,3 +236,72 @@ def test_a_fault_in_one_row_ends_that_row_only(fault, monkeypatch):
 def test_what_the_request_forbids_is_the_callers_fault():
     assert sample(logits_of(1), allowed_token_ids=[7], bad_words=[[7]]).fault == "invalid"
     assert sample(torch.full((V,), math.nan)).fault == "failed"
+
+
+def packed(allowed, width=V) -> bytes:
+    """Bit i of byte j is token 8j + i."""
+    mask = bytearray(-(-width // 8))
+    for token in allowed:
+        mask[token // 8] |= 1 << token % 8
+    return bytes(mask)
+
+
+def masked(logits, mask, draws=1, **fields):
+    sampler = Sampler()
+    sampler.add(spec(**fields))
+    [result] = sampler.sample([row(draws=draws)], torch.as_tensor(logits)[None].clone(), {0: mask})
+    return result
+
+
+@given(st.sets(st.integers(0, V - 1), min_size=1), st.integers(0, 99), st.floats(0, 2))
+def test_only_what_the_mask_allows_is_drawn_and_as_if_that_was_all_there_is(allowed, seed, temperature):
+    ids = sorted(allowed)
+    result = masked(logits_of(seed), packed(ids), draws=8, temperature=temperature)
+    assert (
+        result.token_ids == sample(logits_of(seed), draws=8, temperature=temperature, allowed_token_ids=ids).token_ids
+    )
+
+
+def test_masks_of_any_width_fit():
+    wide = packed([3, V + 40], V + 64)
+    assert masked(torch.zeros(V), wide, temperature=0.0).token_ids == [3]
+    assert masked(torch.zeros(V), packed([3])[:1], temperature=0.0).token_ids == [3]  # missing bytes allow nothing
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"allowed_token_ids": [5]},
+        {"bad_words": [[3], [4]]},
+        {"ends": (3, 4), "min_tokens": 9, "max_tokens": 10},
+        {"logit_bias": {5: 100.0}, "allowed_token_ids": [5]},
+    ],
+)
+def test_a_mask_and_a_request_that_leave_no_token_are_the_callers_fault(fields):
+    result = masked(torch.zeros(V), packed([3, 4]), **fields)
+    assert (result.token_ids, result.fault) == ([], "invalid")
+
+
+@pytest.mark.parametrize(
+    "fields", [{"logit_bias": {7: 100.0}}, {"repetition_penalty": 0.01}, {"frequency_penalty": -2.0}]
+)
+def test_nothing_that_raises_a_logit_brings_back_what_the_mask_forbids(fields):
+    assert masked(torch.zeros(V), packed([3]), tokens=(7, 7, 7), prompt=0, **fields).token_ids == [3]
+
+
+def test_logprobs_are_the_models_own_under_a_mask():
+    logits = logits_of(1)
+    [entry] = masked(logits, packed([2]), logprobs=1).logprobs
+    assert entry.token_ids[0] == 2
+    assert entry.logprobs[0] == pytest.approx(logits.log_softmax(-1)[2].item())
+    assert entry.token_ids[1] == int(logits.argmax())
+
+
+def test_a_mask_is_its_own_rows_alone():
+    sampler = Sampler()
+    for sequence_id in (0, 1):
+        sampler.add(spec(sequence_id, temperature=0.0))
+    logits = torch.stack([logits_of(1), logits_of(2)])
+    best = int(logits[1].argmax())
+    results = sampler.sample([row(0), row(1)], logits, {0: packed([9])})
+    assert [result.token_ids for result in results] == [[9], [best]]

@@ -1,0 +1,1 @@
+"""Random JSON schemas and grammars, and what their outputs have to be."""
