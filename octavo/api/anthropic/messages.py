@@ -8,7 +8,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from octavo.api.anthropic.answer import Answer
-from octavo.api.anthropic.request import chat_request
+from octavo.api.anthropic.request import NAMES, chat_request
 from octavo.api.anthropic.types import (
     UNSUPPORTED,
     BlockDelta,
@@ -27,24 +27,28 @@ from octavo.api.conversation import Turn
 from octavo.api.desk import Call
 from octavo.api.operation import Operation
 from octavo.api.stream import NAMED_EVENTS, EventStream
-from octavo.api.wire import json_response
+from octavo.api.wire import fields_called, json_response
 
 
 async def messages(call: Call) -> ASGIApp:
     """A message in answer to a conversation, as Anthropic's."""
     request = await call.read(MessagesRequest, UNSUPPORTED)
-    turn = await Turn.prepare(call, chat_request(request))
-    turn.allow(request.max_tokens)
-    answer = Answer(turn, request.max_tokens)
-    if request.stream:
-        return await EventStream.open(answer.events(), NAMED_EVENTS)
-    return json_response(await answer.whole())
+    chat = chat_request(request)
+    with fields_called(NAMES):
+        turn = await Turn.prepare(call, chat)
+        turn.allow(request.max_tokens)
+        answer = Answer(turn, request.max_tokens)
+        if request.stream:
+            return await EventStream.open(answer.events(), NAMED_EVENTS)
+        return json_response(await answer.whole())
 
 
 async def count_tokens(call: Call) -> Response:
     """How many tokens a conversation is, as Anthropic's."""
     request = await call.read(CountTokensRequest, UNSUPPORTED)
-    turn = await Turn.prepare(call, chat_request(request))
+    chat = chat_request(request)
+    with fields_called(NAMES):
+        turn = await Turn.prepare(call, chat)
     return json_response(TokenCount(input_tokens=len(turn.job.prompt_token_ids)))
 
 

@@ -17,10 +17,19 @@ from octavo.api.openai.types import (
     ChatRequest,
     ContentPart,
     FunctionCall,
+    JsonSchemaFormat,
+    ResponseFormat,
     ToolCall,
 )
 from octavo.api.wire import missing
 from octavo.errors import InvalidRequest
+
+#: What fields of a ChatRequest are called here.
+NAMES = {
+    "stop": "stop_sequences",
+    "response_format": "output_config.format",
+    "reasoning_effort": "output_config.effort",
+}
 
 
 def chat_request(request: CountTokensRequest) -> ChatRequest:
@@ -152,5 +161,6 @@ def _thinking(request: CountTokensRequest) -> dict[str, Any]:
     if request.thinking is not None:
         fields["chat_template_kwargs"] = {"enable_thinking": request.thinking.type != "disabled"}
     if request.output_config is not None and request.output_config.format is not None:
-        raise _invalid("output_config.format", "this server does not support it yet.")
+        schema = JsonSchemaFormat(schema=request.output_config.format.schema)
+        fields["response_format"] = ResponseFormat(type="json_schema", json_schema=schema)
     return fields

@@ -11,7 +11,7 @@ from octavo.api.conversation import Part, Turn
 from octavo.api.desk import Call
 from octavo.api.generation import Delta, Job, deltas
 from octavo.api.ollama.answer import Clock, Said, Shape, Telling, chat_answer, generate_answer, rfc3339
-from octavo.api.ollama.request import model_name, of_chat, of_generate
+from octavo.api.ollama.request import NAMES, model_name, of_chat, of_generate
 from octavo.api.ollama.types import (
     CHAT_UNSUPPORTED,
     GENERATE_UNSUPPORTED,
@@ -23,10 +23,11 @@ from octavo.api.ollama.types import (
     Options,
 )
 from octavo.api.openai import types as openai
+from octavo.api.openai.completions import prompt_with_gap
 from octavo.api.openai.sampling import sampling_params
 from octavo.api.operation import Operation
 from octavo.api.stream import LINES, EventStream
-from octavo.api.wire import json_response
+from octavo.api.wire import fields_called, json_response
 from octavo.errors import InvalidRequest
 from octavo.face import Engine
 
@@ -44,7 +45,7 @@ async def generate(call: Call) -> ASGIApp:
     request = await call.read(OllamaGenerateRequest, GENERATE_UNSUPPORTED)
     if not request.prompt:
         return await _load(call, request, generate_answer)
-    if request.raw:
+    if request.raw or request.suffix:
         return await _continue(call, request)
     return await _tell(call, request, of_generate(request), generate_answer)
 
@@ -58,7 +59,8 @@ async def _load(call: Call, request: CommonFields, shape: Shape) -> ASGIApp:
 
 async def _tell(call: Call, request: CommonFields, chat: openai.ChatRequest, shape: Shape) -> ASGIApp:
     clock = Clock()
-    turn = await Turn.prepare(call, chat)
+    with fields_called(NAMES):
+        turn = await Turn.prepare(call, chat)
     limit = _limit(request, turn.engine)
     if limit is not None:
         turn.allow(limit)
@@ -67,16 +69,23 @@ async def _tell(call: Call, request: CommonFields, chat: openai.ChatRequest, sha
 
 
 async def _continue(call: Call, request: OllamaGenerateRequest) -> ASGIApp:
-    """The prompt as it is, without a template."""
+    """The prompt as it is, without a template; with a suffix, what stands between the two."""
     if request.system:
-        message = "Invalid 'system': a raw prompt is continued as it is, so nothing can stand before it."
+        message = "Invalid 'system': it is not shown to a model that continues a raw prompt or fills a gap."
         raise InvalidRequest(message, param="system", code="invalid_value")
     clock = Clock()
     chat = of_generate(request)
     engine = (await call.model(chat.model, task="generate")).engine
-    _, ids = await engine.encode(request.prompt or "")
+    prompt: str | list[int] = request.prompt or ""
+    ends: list[int] = []
+    if request.suffix:
+        prompt, ends = await prompt_with_gap(engine, prompt, request.suffix)
+    _, ids = await engine.encode(prompt)
     logprobs = chat.top_logprobs or 0 if chat.logprobs else None
-    params = sampling_params(chat, engine, max_tokens=_limit(request, engine), logprobs=logprobs)
+    with fields_called(NAMES):
+        params = sampling_params(
+            chat, engine, max_tokens=_limit(request, engine), logprobs=logprobs, stop_token_ids=ends
+        )
     job = Job(request_id=f"gen-{call.request_id}", prompt_token_ids=ids, params=params)
     clock.prepared()
     parts = _plain(deltas(call, engine, [job]))

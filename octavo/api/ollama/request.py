@@ -18,6 +18,13 @@ from octavo.api.openai.types import (
 )
 from octavo.errors import InvalidRequest
 
+#: What fields of a ChatRequest are called here.
+NAMES = {
+    "response_format": "format",
+    "repetition_penalty": "options.repeat_penalty",
+    **{name: f"options.{name}" for name in ("temperature", "top_k", "top_p", "min_p", "seed", "stop")},
+}
+
 _ROLES = ("system", "user", "assistant", "tool")
 _NEUTRAL = {"typical_p": 1.0, "tfs_z": 1.0, "mirostat": 0}  # options that would change the answer and are not known
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}

@@ -17,7 +17,6 @@ _OWN_TEMPLATE = "The server uses the model's own template; it can be set with --
 CHAT_UNSUPPORTED = {"images": _NO_IMAGES, "template": _OWN_TEMPLATE}
 GENERATE_UNSUPPORTED = {
     **CHAT_UNSUPPORTED,
-    "suffix": "This server does not fill in between texts here.",
     "context": "It is deprecated; send the conversation's messages to /api/chat.",
     "width": _NO_IMAGES,
     "height": _NO_IMAGES,
@@ -64,6 +63,7 @@ class CommonFields(Struct, kw_only=True):
 
 class OllamaGenerateRequest(CommonFields, kw_only=True):
     prompt: str | None = None
+    suffix: str | None = None
     system: str | None = None
     raw: bool | None = None
 

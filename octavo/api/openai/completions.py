@@ -80,7 +80,7 @@ async def _job(
 ) -> Job:
     ends: list[int] = []
     if request.suffix:
-        prompt, ends = await _gap(engine, prompt, request.suffix)
+        prompt, ends = await prompt_with_gap(engine, prompt, request.suffix)
     _, ids = await engine.encode(prompt, add_special_tokens=request.add_special_tokens is not False)
     return Job(
         request_id=f"cmpl-{call.request_id}" + (f"-{index}" if count > 1 else ""),
@@ -93,7 +93,7 @@ async def _job(
     )
 
 
-async def _gap(engine: Engine, prompt: str | list[int], suffix: str) -> tuple[list[int], list[int]]:
+async def prompt_with_gap(engine: Engine, prompt: str | list[int], suffix: str) -> tuple[list[int], list[int]]:
     """The prompt whose continuation stands between the two, and the tokens that end it. Raises InvalidRequest."""
     if len(prompt) > SUFFIX_LENGTH:
         message = f"With suffix, 'prompt' must have at most {SUFFIX_LENGTH} characters."

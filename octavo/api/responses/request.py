@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from octavo.api.openai.types import ChatMessage, ChatRequest, ContentPart, FunctionCall, ToolCall
+from octavo.api.openai.types import (
+    ChatMessage,
+    ChatRequest,
+    ContentPart,
+    FunctionCall,
+    JsonSchemaFormat,
+    ResponseFormat,
+    ToolCall,
+)
 from octavo.api.responses.types import Content, InputItem, ResponsesRequest
 from octavo.api.wire import missing
 from octavo.errors import InvalidRequest
@@ -158,6 +166,12 @@ def _tools(request: ResponsesRequest) -> dict[str, Any]:
 
 
 def _format(request: ResponsesRequest) -> dict[str, Any]:
-    if request.text is not None and request.text.format is not None and request.text.format.type != "text":
-        raise _invalid("text.format", "this server does not support it yet.")
-    return {}
+    told = request.text and request.text.format
+    if not told or told.type == "text":
+        return {}
+    if told.type == "json_object":
+        return {"response_format": ResponseFormat(type=told.type)}
+    if told.schema is None:
+        raise missing("text.format.schema")
+    schema = JsonSchemaFormat(name=told.name, description=told.description, schema=told.schema, strict=told.strict)
+    return {"response_format": ResponseFormat(type=told.type, json_schema=schema)}
