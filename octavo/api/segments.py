@@ -38,17 +38,11 @@ class Segments:
     """Those of one choice so far; only the last one is open."""
 
     all: list[Segment] = field(default_factory=list)
-    reasoning_tokens: int = 0  # spent on reasoning, as far as that can be told
     _call: int = -1  # which tool call the last segment is
-    _unsaid: int = 0  # tokens whose text is still to come
 
     def add(self, part: Part) -> list[Change]:
         """What the part changes. Its end closes the last segment."""
         changes: list[Change] = []
-        self._unsaid += len(part.token_ids)
-        if part.reasoning or part.content or part.tool_calls:
-            self.reasoning_tokens += self._unsaid if part.reasoning else 0
-            self._unsaid = 0
         if part.reasoning:
             self._grow(changes, "reasoning", part.reasoning)
         if part.content:

@@ -95,13 +95,20 @@ def _unsupported(name: str, why: str) -> InvalidRequest:
 
 @contextmanager
 def fields_called(names: Mapping[str, str]) -> Iterator[None]:
-    """For a request that was made into another one: mistakes are told with the names that its caller knows."""
+    """For a request that was made into another one: mistakes are told with the names that its caller knows.
+
+    names: regular expressions for the beginnings of paths, and what stands in their place here; the first one counts.
+    """
     try:
         yield
     except InvalidRequest as error:
-        if error.param is not None and (name := names.get(re.split(r"[.\[]", error.param)[0])) is not None:
-            error.message = error.message.replace(f"'{error.param}'", f"'{name}'")
-            error.param = name
+        if error.param is not None:
+            matches = ((pattern, re.match(pattern, error.param)) for pattern in names)
+            if found := next(((pattern, match) for pattern, match in matches if match), None):
+                pattern, match = found
+                name = match.expand(names[pattern]) + error.param[match.end() :]
+                error.message = error.message.replace(f"'{error.param}'", f"'{name}'")
+                error.param = name
         raise
 
 

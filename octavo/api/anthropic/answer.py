@@ -17,6 +17,7 @@ from octavo.api.anthropic.types import (
     MessageStart,
     MessageStop,
     MessageUsage,
+    OutputDetails,
     Ping,
     StopDelta,
     StopReason,
@@ -94,6 +95,7 @@ def _usage(tally: Tally) -> MessageUsage:
         input_tokens=tally.prompt_tokens - tally.cached_tokens,
         cache_read_input_tokens=tally.cached_tokens,
         output_tokens=tally.completion_tokens,
+        output_tokens_details=OutputDetails(thinking_tokens=tally.reasoning_tokens),
     )
 
 

@@ -11,25 +11,40 @@ from typing import Any
 
 import msgspec
 
-from octavo.api.anthropic.types import Block, CountTokensRequest, MessageParam, MessagesRequest
+from octavo.api.anthropic.types import (
+    Block,
+    CountTokensRequest,
+    MessageParam,
+    MessagesRequest,
+    ToolChoiceParam,
+    ToolParam,
+)
 from octavo.api.openai.types import (
     ChatMessage,
     ChatRequest,
     ContentPart,
     FunctionCall,
+    FunctionDefinition,
+    FunctionName,
     JsonSchemaFormat,
     ResponseFormat,
+    Tool,
     ToolCall,
+    ToolChoice,
 )
 from octavo.api.wire import missing
 from octavo.errors import InvalidRequest
 
 #: What fields of a ChatRequest are called here.
 NAMES = {
-    "stop": "stop_sequences",
-    "response_format": "output_config.format",
-    "reasoning_effort": "output_config.effort",
+    r"stop\b": "stop_sequences",
+    r"response_format(\.json_schema)?": "output_config.format",
+    r"reasoning_effort": "output_config.effort",
+    r"(tools\[\d+\])\.function\.parameters": r"\1.input_schema",
+    r"(tools\[\d+\])\.function": r"\1",
+    r"tool_choice\.function": "tool_choice",
 }
+_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
 def chat_request(request: CountTokensRequest) -> ChatRequest:
@@ -47,6 +62,7 @@ def chat_request(request: CountTokensRequest) -> ChatRequest:
     )
     if isinstance(request, MessagesRequest):
         chat.stop = request.stop_sequences or None
+        chat.user = request.metadata.user_id if request.metadata else None
         chat.temperature, chat.top_p, chat.top_k = request.temperature, request.top_p, request.top_k
     return chat
 
@@ -89,7 +105,8 @@ def _assistant(message: MessageParam, place: str) -> ChatMessage:
                 calls.append(_tool_call(block, where))
             case _:
                 raise _unread(block, where)
-    chat.content = "".join(texts)
+    chat.content = "".join(texts) if texts or not calls else None
+    chat.reasoning = "".join(reasoning) or None
     chat.tool_calls = calls or None
     return chat
 
@@ -151,16 +168,41 @@ def _field(block: Block, name: str, where: str) -> Any:
 
 
 def _tools(request: CountTokensRequest) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
     if request.tools:
-        raise _invalid("tools", "this server does not support tools yet.")
-    return {}
+        fields["tools"] = [_tool(tool, f"tools[{index}]") for index, tool in enumerate(request.tools)]
+    choice = request.tool_choice
+    if choice is not None:
+        fields["tool_choice"] = _CHOICES.get(choice.type) or _named(choice)
+        fields["parallel_tool_calls"] = False if choice.disable_parallel_tool_use else None
+    return fields
+
+
+def _named(choice: ToolChoiceParam) -> ToolChoice:
+    if choice.name is None:
+        raise missing("tool_choice.name")
+    return ToolChoice(function=FunctionName(name=choice.name))
+
+
+def _tool(tool: ToolParam, place: str) -> Tool:
+    if tool.type not in (None, "custom"):
+        raise _invalid(f"{place}.type", f"this server has only 'custom' tools, not {tool.type[:64]!r}.")
+    if tool.input_schema is None:
+        raise missing(f"{place}.input_schema")
+    function = FunctionDefinition(
+        name=tool.name, description=tool.description, parameters=tool.input_schema, strict=tool.strict
+    )
+    return Tool(function=function)
 
 
 def _thinking(request: CountTokensRequest) -> dict[str, Any]:
     fields: dict[str, Any] = {}
-    if request.thinking is not None:
-        fields["chat_template_kwargs"] = {"enable_thinking": request.thinking.type != "disabled"}
-    if request.output_config is not None and request.output_config.format is not None:
-        schema = JsonSchemaFormat(schema=request.output_config.format.schema)
+    thinking, config = request.thinking, request.output_config
+    if thinking is not None:
+        fields["chat_template_kwargs"] = {"enable_thinking": thinking.type != "disabled"}
+    if config is not None and config.effort is not None:
+        fields["reasoning_effort"] = config.effort
+    if config is not None and config.format is not None:
+        schema = JsonSchemaFormat(schema=config.format.schema)
         fields["response_format"] = ResponseFormat(type="json_schema", json_schema=schema)
     return fields

@@ -119,6 +119,10 @@ class ToolUseBlock(Struct, kw_only=True, tag_field="type", tag="tool_use"):
     input: Raw  # an object
 
 
+class OutputDetails(Struct, kw_only=True):
+    thinking_tokens: int
+
+
 class MessageUsage(Struct, kw_only=True):
     """`input_tokens` are those that were not found in the cache."""
 
@@ -126,6 +130,7 @@ class MessageUsage(Struct, kw_only=True):
     cache_creation_input_tokens: int = 0
     cache_read_input_tokens: int
     output_tokens: int
+    output_tokens_details: OutputDetails
 
 
 class Message(Struct, kw_only=True, tag_field="type", tag="message"):

@@ -13,18 +13,20 @@ from octavo.api.openai.types import (
     ChatMessage,
     ChatRequest,
     FunctionCall,
+    FunctionDefinition,
+    JsonSchemaFormat,
     ResponseFormat,
+    Tool,
     ToolCall,
 )
 from octavo.errors import InvalidRequest
 
 #: What fields of a ChatRequest are called here.
 NAMES = {
-    "response_format": "format",
-    "repetition_penalty": "options.repeat_penalty",
-    **{name: f"options.{name}" for name in ("temperature", "top_k", "top_p", "min_p", "seed", "stop")},
+    r"response_format(\.json_schema)?": "format",
+    r"repetition_penalty": "options.repeat_penalty",
+    r"(temperature|top_k|top_p|min_p|seed|stop)\b": r"options.\1",
 }
-
 _ROLES = ("system", "user", "assistant", "tool")
 _NEUTRAL = {"typical_p": 1.0, "tfs_z": 1.0, "mirostat": 0}  # options that would change the answer and are not known
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -51,11 +53,10 @@ def seconds(keep_alive: float | str) -> float:
 def of_chat(request: ollama.OllamaChatRequest) -> ChatRequest:
     """Raises InvalidRequest."""
     messages = list(_messages(request.messages or ()))
-    if request.tools:
-        raise _invalid("tools", "this server does not support tools yet.")
+    tools = [_tool(tool, f"tools[{index}]") for index, tool in enumerate(request.tools or ())]
     last = messages[-1]
     continued = last.role == "assistant" and not last.tool_calls
-    return _chat_request(request, messages, continue_final_message=continued or None)
+    return _chat_request(request, messages, tools=tools or None, continue_final_message=continued or None)
 
 
 def of_generate(request: ollama.OllamaGenerateRequest) -> ChatRequest:
@@ -96,18 +97,27 @@ def _chat_request(request: ollama.CommonFields, messages: list[ChatMessage], **f
 def _thinking(think: ollama.Think | None) -> dict[str, Any]:
     if think is None:
         return {}
-    return {"chat_template_kwargs": {"enable_thinking": think is not False}}
+    if think is False:
+        return {"reasoning_effort": "none"}
+    fields: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": True}}
+    return fields if think is True else {**fields, "reasoning_effort": think}
 
 
 def _format(format: ollama.Format | None) -> dict[str, Any]:
     if not format:
         return {}
-    told = (
-        {"type": "json_object"}
-        if format == "json"
-        else {"type": "json_schema", "json_schema": {"name": "answer", "schema": format}}
-    )
-    return {"response_format": msgspec.convert(told, ResponseFormat)}
+    if isinstance(format, str):
+        return {"response_format": ResponseFormat(type="json_object")}
+    schema = JsonSchemaFormat(schema=format)
+    return {"response_format": ResponseFormat(type="json_schema", json_schema=schema)}
+
+
+def _tool(tool: ollama.OllamaTool, place: str) -> Tool:
+    if tool.type not in (None, "function"):
+        raise _invalid(f"{place}.type", f"must be 'function', not {tool.type[:64]!r}.")
+    told = tool.function
+    function = FunctionDefinition(name=told.name, description=told.description, parameters=told.parameters)
+    return Tool(type="function", function=function)
 
 
 def _messages(messages: Iterable[ollama.OllamaMessage]) -> Iterator[ChatMessage]:
@@ -122,6 +132,7 @@ def _messages(messages: Iterable[ollama.OllamaMessage]) -> Iterator[ChatMessage]
             raise _invalid(f"messages[{index}].images", "this model reads only text.")
         chat = ChatMessage(role=role, content=message.content or "")
         if role == "assistant":
+            chat.reasoning = message.thinking or None
             calls = [_tool_call(call, made + offset) for offset, call in enumerate(message.tool_calls or ())]
             made += len(calls)
             open_calls = [(call.id or "", call.function.name) for call in calls]

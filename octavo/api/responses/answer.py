@@ -101,7 +101,7 @@ class Answer:
 
     def _final(self) -> Response:
         tally, now = self._turn.call.tally, int(time.time())
-        usage = _usage(tally, self._segments.reasoning_tokens)
+        usage = _usage(tally)
         if self._cut:
             details = IncompleteDetails(reason="max_output_tokens")
             return self._response(status="incomplete", output=self._output(), usage=usage, incomplete_details=details)
@@ -226,11 +226,11 @@ def _echo(turn: Turn, request: ResponsesRequest) -> dict[str, Any]:
     }
 
 
-def _usage(tally: Tally, reasoning_tokens: int) -> ResponseUsage:
+def _usage(tally: Tally) -> ResponseUsage:
     return ResponseUsage(
         input_tokens=tally.prompt_tokens,
         input_tokens_details=InputTokensDetails(cached_tokens=tally.cached_tokens),
         output_tokens=tally.completion_tokens,
-        output_tokens_details=OutputTokensDetails(reasoning_tokens=reasoning_tokens),
+        output_tokens_details=OutputTokensDetails(reasoning_tokens=tally.reasoning_tokens),
         total_tokens=tally.prompt_tokens + tally.completion_tokens,
     )

@@ -9,24 +9,40 @@ from collections.abc import Sequence
 from typing import Any
 
 from octavo.api.openai.types import (
+    AllowedTools,
     ChatMessage,
     ChatRequest,
     ContentPart,
     FunctionCall,
+    FunctionDefinition,
+    FunctionName,
     JsonSchemaFormat,
     ResponseFormat,
+    Tool,
     ToolCall,
+    ToolChoice,
+    ToolReference,
 )
-from octavo.api.responses.types import Content, InputItem, ResponsesRequest
+from octavo.api.responses.types import (
+    Content,
+    FunctionTool,
+    InputItem,
+    NamedTool,
+    ResponsesRequest,
+    ResponseToolChoice,
+)
 from octavo.api.wire import missing
 from octavo.errors import InvalidRequest
 
 #: What fields of a ChatRequest are called here.
 NAMES = {
-    "messages": "input",
-    "max_completion_tokens": "max_output_tokens",
-    "response_format": "text.format",
-    "reasoning_effort": "reasoning.effort",
+    r"messages\b.*": "input",
+    r"max_completion_tokens": "max_output_tokens",
+    r"response_format(\.json_schema)?": "text.format",
+    r"reasoning_effort": "reasoning.effort",
+    r"(tools\[\d+\])\.function": r"\1",
+    r"tool_choice\.function": "tool_choice",
+    r"tool_choice\.allowed_tools": "tool_choice",
 }
 _SAME = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop", "seed", "user", "priority",
          "cache_salt", "timeout", "chat_template_kwargs", "parallel_tool_calls")  # fmt: skip
@@ -52,6 +68,7 @@ def chat_request(request: ResponsesRequest) -> ChatRequest:
         **{name: getattr(request, name) for name in _SAME},
         **_tools(request),
         **_format(request),
+        reasoning_effort=request.reasoning.effort if request.reasoning else None,
     )
 
 
@@ -81,7 +98,7 @@ class _Conversation:
             case None | "message":
                 self._add_message(item, place)
             case "reasoning":
-                _reasoning(item, place)
+                self._assistant(said=False).reasoning = _reasoning(item, place)
             case "function_call":
                 turn = self._assistant(said=None)
                 turn.tool_calls = [*(turn.tool_calls or ()), _tool_call(item, place)]
@@ -160,9 +177,44 @@ def _invalid(param: str, what: str) -> InvalidRequest:
 
 
 def _tools(request: ResponsesRequest) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
     if request.tools:
-        raise _invalid("tools", "this server does not support tools yet.")
-    return {}
+        fields["tools"] = [_tool(tool, f"tools[{index}]") for index, tool in enumerate(request.tools)]
+    if request.tool_choice is not None:
+        fields["tool_choice"] = _tool_choice(request.tool_choice)
+    return fields
+
+
+def _tool(tool: FunctionTool, place: str) -> Tool:
+    if tool.type != "function":
+        what = (
+            f"this server runs no tools of its own, only calls of 'function' tools are made, not of {tool.type[:64]!r}."
+        )
+        raise _invalid(f"{place}.type", what)
+    if tool.name is None:
+        raise missing(f"{place}.name")
+    function = FunctionDefinition(
+        name=tool.name, description=tool.description, parameters=tool.parameters, strict=tool.strict
+    )
+    return Tool(function=function)
+
+
+def _tool_choice(choice: str | ResponseToolChoice) -> str | ToolChoice:
+    if isinstance(choice, str):
+        return choice
+    if choice.type == "allowed_tools":
+        if not choice.tools:
+            raise missing("tool_choice.tools")
+        references = [_reference(tool, f"tool_choice.tools[{index}]") for index, tool in enumerate(choice.tools)]
+        allowed = AllowedTools(mode=choice.mode or "auto", tools=references)
+        return ToolChoice(type=choice.type, allowed_tools=allowed)
+    return ToolChoice(type=choice.type, function=_reference(choice, "tool_choice").function)
+
+
+def _reference(tool: NamedTool | ResponseToolChoice, place: str) -> ToolReference:
+    if tool.name is None:
+        raise missing(f"{place}.name")
+    return ToolReference(type=tool.type, function=FunctionName(name=tool.name))
 
 
 def _format(request: ResponsesRequest) -> dict[str, Any]:
