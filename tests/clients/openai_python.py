@@ -125,12 +125,16 @@ with check("responses.create and its stream"):
         model=MODEL, input="Name three rivers.", temperature=0, max_output_tokens=40, store=False
     )
     assert response.output_text
-    with client.responses.stream(
-        model=MODEL, input="Name three rivers.", temperature=0, max_output_tokens=40, store=False
-    ) as events:
-        kinds = [event.type for event in events]
-        assert events.get_final_response().output_text == response.output_text
-    assert kinds[0] == "response.created"
+    events = list(
+        client.responses.create(
+            model=MODEL, input="Name three rivers.", temperature=0, max_output_tokens=40, store=False, stream=True
+        )
+    )
+    assert (
+        "".join(event.delta for event in events if event.type == "response.output_text.delta") == response.output_text
+    )
+    assert events[0].type == "response.created"
+    assert events[-1].type == f"response.{response.status}"
 
 with check("responses with a function call"):
     response = client.responses.create(
