@@ -78,42 +78,43 @@ function niceTop(value) {
 }
 
 const FREE = 0;
-const CACHED = 1;
+const KEPT = 1;
 const SHARED = 3;
+
+const SIDE = 16; // of the largest squares, and the height that is enough for all
+const HEIGHT = 240;
 
 /** Squares for pages. cells: a state each, 0 free, 1 kept, 2 used, 3 shared. */
 export function drawPages(canvas, cells) {
   const width = canvas.clientWidth || 300;
-  const gutter = 5;
-  let size = 15;
-  let columns;
-  let rows;
-  for (;; size -= 1) { // as large as fits a calm height
-    const gathering = size * 8 + gutter;
-    columns = Math.max(1, Math.floor((width + gutter) / gathering)) * 8;
-    rows = Math.ceil(cells.length / columns);
-    if (size <= 5 || rows * size <= 260) break;
-  }
-  const [pen] = prepare(canvas, Math.max(rows, 1) * size + 2);
-  const [used, shared, cached, free] = legend(canvas);
+  const gutter = 6;
+  let gatherings = 0; // beside each other
+  let size;
+  do {
+    gatherings += 1;
+    size = Math.floor((width - (gatherings - 1) * gutter) / (gatherings * 8));
+  } while (size > 4 && (size > SIDE || Math.ceil(cells.length / (gatherings * 8)) * size > HEIGHT));
+  const columns = gatherings * 8;
+  const [pen] = prepare(canvas, Math.max(1, Math.ceil(cells.length / columns)) * size);
+  const [used, shared, kept, free] = legend(canvas);
   const inner = size - (size > 7 ? 3 : 1);
   cells.forEach((state, i) => {
-    const column = i % columns;
-    const x = column * size + Math.floor(column / 8) * gutter + 0.5;
-    const y = Math.floor(i / columns) * size + 0.5;
-    if (state === FREE) {
-      pen.strokeStyle = free;
-      pen.strokeRect(x, y, inner - 1, inner - 1);
-      return;
+    const x = (i % columns) * size + Math.floor((i % columns) / 8) * gutter;
+    const y = Math.floor(i / columns) * size;
+    if (state !== FREE) {
+      pen.fillStyle = state === KEPT ? kept : state === SHARED ? shared : used;
+      pen.fillRect(x, y, inner, inner);
     }
-    pen.fillStyle = state === CACHED ? cached : state === SHARED ? shared : used;
-    pen.fillRect(x - 0.5, y - 0.5, inner, inner);
+    if (state === FREE || state === KEPT) {
+      pen.strokeStyle = free;
+      pen.strokeRect(x + 0.5, y + 0.5, inner - 1, inner - 1);
+    }
     if (state === SHARED && size > 6) { // a folded corner: not by colour alone
       pen.fillStyle = colour(canvas, "background-color");
       pen.beginPath();
-      pen.moveTo(x - 0.5 + inner / 2, y - 0.5);
-      pen.lineTo(x - 0.5 + inner, y - 0.5);
-      pen.lineTo(x - 0.5 + inner, y - 0.5 + inner / 2);
+      pen.moveTo(x + inner / 2, y);
+      pen.lineTo(x + inner, y);
+      pen.lineTo(x + inner, y + inner / 2);
       pen.fill();
     }
   });

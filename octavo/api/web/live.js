@@ -5,7 +5,7 @@ import { drawLines, drawPages } from "./chart.js";
 import { byId, el } from "./dom.js";
 
 const SECOND = 1000;
-const SPAN = 300; // seconds that the charts show
+const SPAN = 300; // seconds that the charts show at most
 const history = new Map(); // model -> samples, oldest first
 let timer = null;
 let answer = null;
@@ -51,8 +51,9 @@ function remember(model) {
   history.set(model.name, samples);
   const now = performance.now() / SECOND;
   const { time, totals } = model.engine;
-  const before = samples.at(-1)?.totals;
-  const seconds = before ? time - samples.at(-1).time : 0;
+  const earlier = samples.at(-3) ?? samples[0]; // two or three seconds: steadier than one
+  const before = earlier?.totals;
+  const seconds = before ? time - earlier.time : 0;
   const grown = (name) => Math.max(0, totals[name] - before[name]);
   const mean = (name) => (before && grown(`${name}_count`) > 0 ? grown(`${name}_sum`) / grown(`${name}_count`) : null);
   samples.push({
@@ -117,8 +118,8 @@ function drawFigures({ running, waiting, totals, blocks }, samples) {
     "to first token": time(recent(0)),
     "between tokens": time(recent(1)),
     "pages in use": blocks ? percent(blocks.used, blocks.total) : "–",
-    "prompt found in cache": percent(totals.prefix_cache_hits, totals.prefix_cache_queries),
-    "answers made": count(totals.requests_completed),
+    "cache hits": percent(totals.prefix_cache_hits, totals.prefix_cache_queries),
+    "answers": count(totals.requests_completed),
   };
   byId("live-figures").replaceChildren(
     ...Object.entries(figures).map(([name, value]) => el("div", null, el("dt", null, name), el("dd", null, value))));
@@ -141,12 +142,13 @@ function drawBlocks(blocks) {
 
 function drawCharts(samples) {
   const now = performance.now() / SECOND;
+  const span = [60, 120, SPAN].find((each) => each >= now - samples[0].at) ?? SPAN;
   for (const [id, what, words] of [["speed", "speed", rate], ["latency", "latency", time]]) {
     const canvas = byId(id);
     const lines = samples.map((sample) => ({ at: sample.at, values: sample[what] }));
-    drawLines(canvas, lines, now, SPAN, words);
+    drawLines(canvas, lines, now, span, words);
     const newest = samples.findLast((sample) => sample[what][0] != null)?.[what] ?? [];
-    canvas.setAttribute("aria-label", `The last ${SPAN / 60} minutes; newest: ${words(newest[0])} and ${words(newest[1])}`);
+    canvas.setAttribute("aria-label", `The last ${span / 60} min; newest: ${words(newest[0])} and ${words(newest[1])}`);
   }
 }
 
