@@ -75,6 +75,10 @@ check: setup ## lint, formatting, types, import directions
 	@$(if $(NATIVE_CODE),$(BIN)/clang-format --dry-run --Werror $(NATIVE_CODE))
 	@$(BIN)/python -m pytest tests/test_imports.py tests/test_repository.py
 
+.PHONY: check-page
+check-page: $(VENV)/.page ## the web page in a real, headless Chromium: use, accessibility, hostile answers
+	@$(BIN)/python -m pytest -m page tests/page $(ARGS)
+
 .PHONY: check-quality
 check-quality: setup ## perplexity of few-bit weights against float32, at most 0.5 % apart; minutes
 	@$(BIN)/python benchmarks/quality.py $(ARGS)
@@ -155,6 +159,10 @@ build/clients/.installed: tests/clients/requirements.txt tests/clients/openai_no
 	@build/clients/venv/bin/python -m pip install --quiet --disable-pip-version-check -r tests/clients/requirements.txt
 	@mkdir -p build/clients/node && cp tests/clients/openai_node.mjs build/clients/node/
 	@cd build/clients/node && npm install --silent --no-save --no-audit --no-fund --prefix . openai@7.57.0
+	@touch $@
+
+$(VENV)/.page: $(VENV)/.installed constraints.txt
+	@$(PIP) install --constraint constraints.txt playwright axe-playwright-python
 	@touch $@
 
 # torch comes first and alone: it is the largest download, and a wheel at hand (PIP_FIND_LINKS) is taken as it is.

@@ -33,6 +33,7 @@ logger = logging.getLogger("octavo.api")
 access_logger = logging.getLogger("octavo.access")
 
 _QUIET_PATHS = ("/live", "/ready", "/health", "/metrics", "/v1/live")  # asked every few seconds
+_READING_SECONDS = 0.05  # between an error event and the cut: with that, browsers forget what they have not read
 
 
 class ClientLeft(Exception):
@@ -199,6 +200,7 @@ class Answer:
             await error_response(error, scope)(scope, receive, self.send)
         elif self._of_events and not self.complete:
             await self.send({"type": "http.response.body", "body": error_event(error, scope), "more_body": True})
+            await asyncio.sleep(_READING_SECONDS)
 
 
 @asynccontextmanager

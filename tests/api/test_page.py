@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 from fake_engine import Client, Reply, chat
@@ -117,3 +120,15 @@ def test_the_page_needs_nothing_from_elsewhere() -> None:
         for unsafe in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function"):
             assert unsafe not in text
     assert sum((WEB / name).stat().st_size for name in FILES) < MOST_BYTES
+
+
+def test_the_files_are_in_the_wheel(tmp_path: Path) -> None:
+    pytest.importorskip("scikit_build_core")
+    build = "import sys; from scikit_build_core.build import build_wheel; build_wheel(sys.argv[1], {settings})"
+    without_kernels = {"wheel.cmake": "false", "wheel.py-api": ""}
+    program = build.replace("{settings}", repr(without_kernels))
+    root = Path(octavo.api.__file__).parents[2]
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=root, check=True, capture_output=True)
+    [wheel] = tmp_path.glob("*.whl")
+    with ZipFile(wheel) as names:
+        assert {f"octavo/api/web/{name}" for name in FILES} <= set(names.namelist())

@@ -86,13 +86,14 @@ export async function* streamChat(body, signal) {
 }
 
 async function* events(stream) {
-  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
+  const reader = stream.getReader(); // read at once: a connection that is cut loses what waits in pipes
+  const decoder = new TextDecoder();
   let rest = "";
   try {
     for (;;) {
       const { done, value } = await reader.read();
       if (done) return;
-      const parts = (rest + value).split(/\r?\n\r?\n/);
+      const parts = (rest + decoder.decode(value, { stream: true })).split(/\r?\n\r?\n/);
       rest = parts.pop();
       for (const part of parts) {
         const data = part.split(/\r?\n/).filter((line) => line.startsWith("data:"));

@@ -129,7 +129,7 @@ export function codeBlock(text, name) {
 
 function heading([line]) {
   const [, marks, text] = HEADING.exec(line);
-  return el(`h${Math.min(marks.length + 2, 6)}`, null, ...inline(text.replace(/[ \t]+#+[ \t]*$/, "")));
+  return el(`h${Math.min(marks.length + 1, 6)}`, null, ...inline(text.replace(/[ \t]+#+[ \t]*$/, "")));
 }
 
 const rule = () => el("hr");
@@ -177,6 +177,7 @@ function inline(text, depth = 0) {
   let plain = "";
   let at = 0;
   const add = (node, end) => {
+    if (node.localName === "br") plain = plain.trimEnd();
     if (plain) nodes.push(plain);
     plain = "";
     nodes.push(node);
@@ -279,6 +280,7 @@ function emphasis(text, at, depth, missing) {
       missing.add(delimiter);
       return null;
     }
+    if (delimiter === "**" && text[end + 2] === "*") end += 1; // of ***both***
     const after = text[end + delimiter.length] ?? "";
     const longer = delimiter.length === 1 && (after === delimiter || text[end - 1] === delimiter);
     if (!longer && !/\s/.test(text[end - 1]) && !(within && /\w/.test(after))) {
