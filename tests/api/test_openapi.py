@@ -56,6 +56,14 @@ def test_references_lead_somewhere(document) -> None:
         ("/tokenize", {"prompt": "Hi", "return_token_strs": True}),
         ("/detokenize", {"tokens": [72, 105]}),
         ("/generate", {"prompt": "Hi"}),
+        ("/v1/responses", {"model": "fake-model", "input": "Hi", "top_logprobs": 1, "metadata": {"a": "b"}}),
+        ("/v1/messages", {**chat(), "max_tokens": 9, "thinking": {"type": "disabled"}}),
+        ("/v1/messages/count_tokens", chat(system=[{"type": "text", "text": "x"}])),
+        ("/api/chat", chat(stream=False, logprobs=True, options={"num_predict": 3, "stop": "x"}, keep_alive="5m")),
+        ("/api/generate", {"model": "fake-model", "prompt": "Hi", "stream": False, "think": "low"}),
+        ("/api/embed", {"model": "fake-model", "input": ["a", "b"]}),
+        ("/api/embeddings", {"model": "fake-model", "prompt": "a"}),
+        ("/api/show", {"model": "fake-model"}),
         ("/v1/embeddings", {"model": "fake-model", "input": ["abc", "d"]}),
         ("/v1/embeddings", {"model": "fake-model", "input": [[97], [98, 99]], "encoding_format": "base64"}),
         ("/v1/rerank", {"query": "ab", "documents": ["a", {"text": "c"}]}),
@@ -81,7 +89,38 @@ def test_events_are_as_described(document, path: str, body: dict[str, Any]) -> N
         validate(document, described, event)
 
 
-@pytest.mark.parametrize("path", ["/live", "/ready", "/health", "/version", "/v1/models", "/v1/models/{model}"])
+@pytest.mark.parametrize(
+    ("path", "body", "media"),
+    [
+        ("/v1/responses", {"model": "fake-model", "input": "Hi"}, "text/event-stream"),
+        ("/v1/messages", {**chat(), "max_tokens": 9}, "text/event-stream"),
+        ("/api/chat", chat(), "application/x-ndjson"),
+        ("/api/generate", {"model": "fake-model", "prompt": "Hi"}, "application/x-ndjson"),
+    ],
+)
+def test_other_dialects_events_are_as_described(document, path: str, body: dict[str, Any], media: str) -> None:
+    described = document["paths"][path]["post"]["responses"]["200"]["content"][media]["x-event"]
+    lines = Client().post(path, {**body, "stream": True}).body.decode().splitlines()
+    events = [json.loads(line.removeprefix("data: ")) for line in lines if line.endswith("}")]
+    assert len(events) > 3
+    for event in events:
+        validate(document, described, event)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/tags",
+        "/api/ps",
+        "/api/version",
+        "/live",
+        "/ready",
+        "/health",
+        "/version",
+        "/v1/models",
+        "/v1/models/{model}",
+    ],
+)
 def test_plain_answers_are_as_described(document, path: str) -> None:
     reply = Client().get(path.replace("{model}", "fake-model"))
     assert reply.status == 200

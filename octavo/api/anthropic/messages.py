@@ -11,6 +11,7 @@ from octavo.api.anthropic.answer import Answer
 from octavo.api.anthropic.request import NAMES, chat_request
 from octavo.api.anthropic.types import (
     UNSUPPORTED,
+    WITHOUT_EFFECT,
     BlockDelta,
     BlockStart,
     BlockStop,
@@ -63,6 +64,7 @@ OPERATIONS = (
         gives=Message,
         events=_EVENTS,
         unsupported=UNSUPPORTED,
+        without_effect=WITHOUT_EFFECT,
     ),
     Operation(
         method="POST",
@@ -71,5 +73,6 @@ OPERATIONS = (
         takes=CountTokensRequest,
         gives=TokenCount,
         unsupported=UNSUPPORTED,
+        without_effect=WITHOUT_EFFECT,
     ),
 )

@@ -16,6 +16,11 @@ from octavo.api.openai.types import INT_MAX, MaxTokens, Name, Share, StopString
 _STATELESS = "This server keeps nothing between requests and runs no tools of its own."
 UNSUPPORTED = {"container": _STATELESS, "mcp_servers": _STATELESS}
 
+WITHOUT_EFFECT = {
+    "cache_control": "Prompts are cached without being told to.",
+    "service_tier": "There is one.",
+}
+
 # ---- what is asked ----
 
 

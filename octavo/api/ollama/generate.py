@@ -11,10 +11,11 @@ from octavo.api.conversation import Part, Turn
 from octavo.api.desk import Call
 from octavo.api.generation import Delta, Job, deltas
 from octavo.api.ollama.answer import Clock, Said, Shape, Telling, chat_answer, generate_answer, rfc3339
-from octavo.api.ollama.request import NAMES, model_name, of_chat, of_generate
+from octavo.api.ollama.request import NAMES, model_name, of_chat, of_generate, seconds
 from octavo.api.ollama.types import (
     CHAT_UNSUPPORTED,
     GENERATE_UNSUPPORTED,
+    WITHOUT_EFFECT,
     ChatAnswer,
     CommonFields,
     GenerateAnswer,
@@ -35,6 +36,7 @@ from octavo.face import Engine
 async def chat(call: Call) -> ASGIApp:
     """An assistant's message in answer to a conversation, as Ollama's."""
     request = await call.read(OllamaChatRequest, CHAT_UNSUPPORTED)
+    _check(request)
     if not request.messages:
         return await _load(call, request, chat_answer)
     return await _tell(call, request, of_chat(request), chat_answer)
@@ -43,11 +45,17 @@ async def chat(call: Call) -> ASGIApp:
 async def generate(call: Call) -> ASGIApp:
     """A text in answer to a prompt, as Ollama's."""
     request = await call.read(OllamaGenerateRequest, GENERATE_UNSUPPORTED)
+    _check(request)
     if not request.prompt:
         return await _load(call, request, generate_answer)
     if request.raw or request.suffix:
         return await _continue(call, request)
     return await _tell(call, request, of_generate(request), generate_answer)
+
+
+def _check(request: CommonFields) -> None:
+    if request.keep_alive is not None:
+        seconds(request.keep_alive)  # the server's own setting counts, but a mistake is one
 
 
 async def _load(call: Call, request: CommonFields, shape: Shape) -> ASGIApp:
@@ -131,6 +139,7 @@ OPERATIONS = (
         gives=ChatAnswer,
         events=ChatAnswer,
         unsupported=CHAT_UNSUPPORTED,
+        without_effect=WITHOUT_EFFECT,
         any_media=True,
     ),
     Operation(
@@ -141,6 +150,7 @@ OPERATIONS = (
         gives=GenerateAnswer,
         events=GenerateAnswer,
         unsupported=GENERATE_UNSUPPORTED,
+        without_effect=WITHOUT_EFFECT,
         any_media=True,
     ),
 )

@@ -23,6 +23,12 @@ GENERATE_UNSUPPORTED = {
     "steps": _NO_IMAGES,
 }
 
+WITHOUT_EFFECT = {
+    "keep_alive": "How long a model stays is the server's setting (--keep-alive).",
+    "truncate": "A conversation that is too long is refused.",
+    "shift": "An answer ends where the context does.",
+}
+
 # ---- what is asked ----
 
 

@@ -9,7 +9,7 @@ from octavo.api.desk import Call
 from octavo.api.operation import Operation
 from octavo.api.responses.answer import Answer
 from octavo.api.responses.request import NAMES, chat_request
-from octavo.api.responses.types import UNSUPPORTED, Response, ResponseEvent, ResponsesRequest
+from octavo.api.responses.types import UNSUPPORTED, WITHOUT_EFFECT, Response, ResponseEvent, ResponsesRequest
 from octavo.api.stream import NAMED_EVENTS, EventStream
 from octavo.api.wire import fields_called, json_response
 
@@ -35,5 +35,7 @@ OPERATIONS = (
         gives=Response,
         events=ResponseEvent,
         unsupported=UNSUPPORTED,
+        without_effect=WITHOUT_EFFECT,
+        in_batches=True,
     ),
 )

@@ -35,6 +35,16 @@ UNSUPPORTED = {
     "moderation": "This server does not moderate.",
 }
 
+WITHOUT_EFFECT = {
+    "store": "Nothing is stored.",
+    "max_tool_calls": "It counts calls of tools that the server runs, and this one runs none.",
+    "service_tier": "There is one.",
+    "stream_options": "Events are not padded.",
+    "prompt_cache_key": "Prompts are cached without being told to; it is told again in the answer.",
+    "prompt_cache_retention": "Prompts are cached without being told to.",
+    "safety_identifier": "It is told again in the answer.",
+}
+
 # ---- what is asked ----
 
 
