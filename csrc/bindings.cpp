@@ -94,6 +94,13 @@ RMSNorm make_rms_norm(int dtype, Address x, Address residual, Address weight, Ad
                       Size width) {
   return {DType(dtype), at(x), at(residual), at<float>(weight), at(out), eps, tokens, width};
 }
+LayerNorm make_layer_norm(int dtype, Address x, Address residual, Address weight, Address bias, Address out, float eps,
+                          Size tokens, Size width) {
+  return {DType(dtype), at(x), at(residual), at<float>(weight), at<float>(bias), at(out), eps, tokens, width};
+}
+Act make_act(int dtype, int activation, Address x, Address out, Size tokens, Size width) {
+  return {DType(dtype), Activation(activation), at(x), at(out), tokens, width};
+}
 ActMul make_act_mul(int dtype, int activation, Address gate_up, Address out, Size tokens, Size width) {
   return {DType(dtype), Activation(activation), at(gate_up), at(out), tokens, width};
 }
@@ -165,6 +172,8 @@ NB_MODULE(_native, m) {
   bind(m, program, "write_kv", write_kv, make_write_kv);
   bind(m, program, "rotary", rotary, make_rotary);
   bind(m, program, "rms_norm", rms_norm, make_rms_norm);
+  bind(m, program, "layer_norm", layer_norm, make_layer_norm);
+  bind(m, program, "act", act, make_act);
   bind(m, program, "act_mul", act_mul, make_act_mul);
   bind(m, program, "linear", linear, make_linear);
   bind(m, program, "quantize", quantize, make_quantize);

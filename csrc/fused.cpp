@@ -21,6 +21,14 @@ void rms_norm(const RMSNorm& a) {
   const Kernels& k = kernels();
   parallel_for(a.tokens, rows_of(a.width), [&](int64_t begin, int64_t end) { k.rms_norm(a, begin, end); });
 }
+void layer_norm(const LayerNorm& a) {
+  const Kernels& k = kernels();
+  parallel_for(a.tokens, rows_of(a.width), [&](int64_t begin, int64_t end) { k.layer_norm(a, begin, end); });
+}
+void act(const Act& a) {
+  const Kernels& k = kernels();
+  parallel_for(a.tokens, rows_of(a.width), [&](int64_t begin, int64_t end) { k.act(a, begin, end); });
+}
 void act_mul(const ActMul& a) {
   const Kernels& k = kernels();
   parallel_for(a.tokens, rows_of(2 * a.width), [&](int64_t begin, int64_t end) { k.act_mul(a, begin, end); });

@@ -13,7 +13,7 @@
 namespace octavo {
 
 enum class DType : int { f32 = 0, bf16 = 1, f16 = 2 };
-enum class Activation : int { silu = 0, gelu_tanh = 1 };
+enum class Activation : int { silu = 0, gelu_tanh = 1, gelu = 2, relu = 3 };
 
 struct Attention {
   DType dtype;
@@ -69,6 +69,27 @@ struct RMSNorm {
   int64_t tokens, width;
 };
 void rms_norm(const RMSNorm&);
+
+struct LayerNorm {
+  DType dtype;
+  const void* x;        // [T, E] contiguous
+  void* residual;       // [T, E]: += x first, then normed; null: x is normed
+  const float* weight;  // [E]
+  const float* bias;    // [E]
+  void* out;            // [T, E]
+  float eps;
+  int64_t tokens, width;
+};
+void layer_norm(const LayerNorm&);
+
+struct Act {
+  DType dtype;
+  Activation activation;
+  const void* x;  // [T, E] contiguous
+  void* out;      // [T, E]
+  int64_t tokens, width;
+};
+void act(const Act&);
 
 struct ActMul {
   DType dtype;
@@ -142,6 +163,8 @@ struct Kernels {
   void (*write_kv)(const WriteKV&, int64_t begin, int64_t end);
   void (*rotary)(const Rotary&, int64_t begin, int64_t end);
   void (*rms_norm)(const RMSNorm&, int64_t begin, int64_t end);
+  void (*layer_norm)(const LayerNorm&, int64_t begin, int64_t end);
+  void (*act)(const Act&, int64_t begin, int64_t end);
   void (*act_mul)(const ActMul&, int64_t begin, int64_t end);
   int64_t (*pack_rows)(const Linear&, float* packed);  // widens x once for all threads; returns the packed row width
   void (*linear)(const Linear&, const float* packed, int64_t width, int64_t begin, int64_t end);

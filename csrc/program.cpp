@@ -31,6 +31,14 @@ struct Run {
     a.tokens = step.tokens;
     rms_norm(a);
   }
+  void operator()(LayerNorm& a) const {
+    a.tokens = step.tokens;
+    layer_norm(a);
+  }
+  void operator()(Act& a) const {
+    a.tokens = step.tokens;
+    act(a);
+  }
   void operator()(ActMul& a) const {
     a.tokens = step.tokens;
     act_mul(a);
@@ -55,6 +63,8 @@ struct Name {
   const char* operator()(const WriteKV&) const { return "write_kv"; }
   const char* operator()(const Rotary&) const { return "rotary"; }
   const char* operator()(const RMSNorm&) const { return "rms_norm"; }
+  const char* operator()(const LayerNorm&) const { return "layer_norm"; }
+  const char* operator()(const Act&) const { return "act"; }
   const char* operator()(const ActMul&) const { return "act_mul"; }
   const char* operator()(const Linear&) const { return "linear"; }
   const char* operator()(const Quantize&) const { return "quantize"; }

@@ -34,7 +34,9 @@ class Program {
   int64_t size() const { return int64_t(operations_.size()); }
 
  private:
-  std::vector<std::variant<Attention, WriteKV, Rotary, RMSNorm, ActMul, Linear, Quantize, QuantizedLinear>> operations_;
+  std::vector<
+      std::variant<Attention, WriteKV, Rotary, RMSNorm, LayerNorm, Act, ActMul, Linear, Quantize, QuantizedLinear>>
+      operations_;
 };
 
 }  // namespace octavo

@@ -32,6 +32,59 @@ void rms_norm(const RMSNorm& a, int64_t begin, int64_t end) {
   }
 }
 
+template <class T>
+void layer_norm(const LayerNorm& a, int64_t begin, int64_t end) {
+  i32v lane;
+  for (int i = 0; i < W; ++i) lane[i] = i;
+  for (int64_t t = begin; t < end; ++t) {
+    const T* x = static_cast<const T*>(a.x) + t * a.width;
+    T* out = static_cast<T*>(a.out) + t * a.width;
+    if (a.residual) {
+      T* residual = static_cast<T*>(a.residual) + t * a.width;
+      for_vectors(a.width, [&](int64_t i, auto get, auto put) { put(residual + i, get(residual + i) + get(x + i)); });
+      x = residual;
+    }
+    f32v values{}, squares{};
+    for_vectors(a.width, [&](int64_t i, auto get, auto) { values += get(x + i); });
+    float mean = sum(values) / float(a.width);
+    for_vectors(a.width, [&](int64_t i, auto get, auto) {
+      f32v v = get(x + i) - mean;
+      if (i + W > a.width) v = lane < int32_t(a.width - i) ? v : f32v{};  // lanes past the end are not of the row
+      squares += v * v;
+    });
+    float scale = inverse_root(sum(squares) / float(a.width) + a.eps);
+    for_vectors(a.width, [&](int64_t i, auto get, auto put) {
+      put(out + i, (get(x + i) - mean) * scale * get(a.weight + i) + get(a.bias + i));
+    });
+  }
+}
+
+// Calls use(f) with the function of that name.
+template <class Use>
+void with_activation(Activation activation, const Use& use) {
+  switch (activation) {
+    case Activation::silu:
+      return use([](f32v x) { return x * sigmoid(x); });
+    case Activation::gelu_tanh:  // 0.5 x (1 + tanh y) = x sigmoid(2y), y = sqrt(2/pi) (x + 0.044715 x^3)
+      return use([](f32v x) { return x * sigmoid(1.595769121605731f * (x + 0.044715f * x * x * x)); });
+    case Activation::gelu:  // x Phi(x), by what is missing from x or from 0
+      return use([](f32v x) {
+        f32v size = x < 0.f ? -x : x;
+        return max(x, f32v{}) - 0.5f * size * erfc(size * 0.7071067811865476f);
+      });
+    case Activation::relu:
+      return use([](f32v x) { return x < 0.f ? f32v{} : x; });  // NaN stays
+  }
+}
+
+template <class T>
+void act(const Act& a, int64_t begin, int64_t end) {
+  const T* x = static_cast<const T*>(a.x) + begin * a.width;
+  T* out = static_cast<T*>(a.out) + begin * a.width;
+  with_activation(a.activation, [&](const auto& activation) {
+    for_vectors((end - begin) * a.width, [&](int64_t i, auto get, auto put) { put(out + i, activation(get(x + i))); });
+  });
+}
 template <class T, class Fn>
 void activate(const ActMul& a, int64_t begin, int64_t end, const Fn& activation) {
   for (int64_t t = begin; t < end; ++t) {
@@ -43,10 +96,7 @@ void activate(const ActMul& a, int64_t begin, int64_t end, const Fn& activation)
 }
 template <class T>
 void act_mul(const ActMul& a, int64_t begin, int64_t end) {
-  if (a.activation == Activation::silu)
-    activate<T>(a, begin, end, [](f32v x) { return x * sigmoid(x); });
-  else  // 0.5 x (1 + tanh y) = x sigmoid(2y), y = sqrt(2/pi) (x + 0.044715 x^3)
-    activate<T>(a, begin, end, [](f32v x) { return x * sigmoid(1.595769121605731f * (x + 0.044715f * x * x * x)); });
+  with_activation(a.activation, [&](const auto& activation) { activate<T>(a, begin, end, activation); });
 }
 
 // Halves (x, y) of a head become (x cos - y sin, y cos + x sin): the layout of Hugging Face checkpoints.
@@ -104,6 +154,8 @@ void write_kv_any(const WriteKV& a, int64_t begin, int64_t end) {
     }                                                          \
   }
 BY_DTYPE(rms_norm, RMSNorm)
+BY_DTYPE(layer_norm, LayerNorm)
+BY_DTYPE(act, Act)
 BY_DTYPE(act_mul, ActMul)
 BY_DTYPE(rotary, Rotary)
 

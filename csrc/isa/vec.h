@@ -272,6 +272,16 @@ static inline f32v sigmoid(f32v x) {
   f32v t = x * -LOG2E;
   return 1.f / (1.f + exp2(t > 126.f ? splat(126.f) : t));
 }
+// 1 - erf(z) for z >= 0, to 1.5e-7 (Abramowitz and Stegun 1964, 7.1.26).
+static inline f32v erfc(f32v z) {
+  f32v t = 1.f / (1.f + 0.3275911f * z);
+  f32v p = splat(1.061405429f);
+  p = p * t - 1.453152027f;
+  p = p * t + 1.421413741f;
+  p = p * t - 0.284496736f;
+  p = p * t + 0.254829592f;
+  return p * t * exp2(z * z * -LOG2E);
+}
 static inline f32v tanh(f32v x) { return 2.f * sigmoid(2.f * x) - 1.f; }
 
 }  // namespace octavo::OCTAVO_ISA

@@ -28,7 +28,7 @@ except ImportError as error:
     _missing = str(error)
 
 _DTYPE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_SILU, _GELU_TANH = 0, 1
+_SILU, _GELU_TANH, _GELU, _RELU = range(4)
 _WHOLE_ROW = -1  # as a window
 
 # MKL chooses the code of such a function at its first call, and before 2025.0 may run one of 12 bits for a thread when
@@ -161,6 +161,47 @@ class Compiled:
             width,
         )
         return out_TE
+
+    def layer_norm(self, x_TE: Tensor, weight_E: Tensor, bias_E: Tensor, eps: float) -> Tensor:
+        return self._layer_norm(x_TE, 0, weight_E, bias_E, eps)
+
+    def add_layer_norm(self, x_TE: Tensor, residual_TE: Tensor, weight_E: Tensor, bias_E: Tensor, eps: float) -> Tensor:
+        assert residual_TE.is_contiguous()
+        return self._layer_norm(x_TE, residual_TE.data_ptr(), weight_E, bias_E, eps)
+
+    def _layer_norm(self, x_TE: Tensor, residual: int, weight_E: Tensor, bias_E: Tensor, eps: float) -> Tensor:
+        assert x_TE.is_contiguous()
+        assert weight_E.dtype is bias_E.dtype is torch.float32
+        tokens, width = x_TE.shape
+        out_TE = self._empty((tokens, width), x_TE.dtype)
+        self._native.layer_norm(
+            _DTYPE[x_TE.dtype],
+            x_TE.data_ptr(),
+            residual,
+            weight_E.data_ptr(),
+            bias_E.data_ptr(),
+            out_TE.data_ptr(),
+            eps,
+            tokens,
+            width,
+        )
+        return out_TE
+
+    def _act(self, x_TE: Tensor, activation: int) -> Tensor:
+        assert x_TE.is_contiguous()
+        tokens, width = x_TE.shape
+        out_TE = self._empty((tokens, width), x_TE.dtype)
+        self._native.act(_DTYPE[x_TE.dtype], activation, x_TE.data_ptr(), out_TE.data_ptr(), tokens, width)
+        return out_TE
+
+    def gelu(self, x_TE: Tensor) -> Tensor:
+        return self._act(x_TE, _GELU)
+
+    def gelu_tanh(self, x_TE: Tensor) -> Tensor:
+        return self._act(x_TE, _GELU_TANH)
+
+    def relu(self, x_TE: Tensor) -> Tensor:
+        return self._act(x_TE, _RELU)
 
     def _act_mul(self, gate_up_TE: Tensor, activation: int) -> Tensor:
         assert gate_up_TE.is_contiguous()

@@ -28,6 +28,13 @@ class Kernels(Protocol):
     def quantized_embedding(self, ids_T: Tensor, matrix: PackedMatrix, dtype: torch.dtype) -> Tensor: ...
     def rms_norm(self, x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor: ...
     def add_rms_norm(self, x_TE: Tensor, residual_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor: ...
+    def layer_norm(self, x_TE: Tensor, weight_E: Tensor, bias_E: Tensor, eps: float) -> Tensor: ...
+    def add_layer_norm(
+        self, x_TE: Tensor, residual_TE: Tensor, weight_E: Tensor, bias_E: Tensor, eps: float
+    ) -> Tensor: ...
+    def gelu(self, x_TE: Tensor) -> Tensor: ...
+    def gelu_tanh(self, x_TE: Tensor) -> Tensor: ...
+    def relu(self, x_TE: Tensor) -> Tensor: ...
     def silu_mul(self, gate_up_TE: Tensor) -> Tensor: ...
     def gelu_tanh_mul(self, gate_up_TE: Tensor) -> Tensor: ...
     def rotary(
@@ -93,6 +100,31 @@ def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
 def add_rms_norm(x_TE: Tensor, residual_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
     """Adds x to the residual stream in place and returns the norm of the (rounded) sum."""
     return kernels_for(x_TE).add_rms_norm(x_TE, residual_TE, weight_E, eps)
+
+
+def layer_norm(x_TE: Tensor, weight_E: Tensor, bias_E: Tensor, eps: float) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) · weight + bias; both are float32 (Ba, Kiros and Hinton 2016)."""
+    return kernels_for(x_TE).layer_norm(x_TE, weight_E, bias_E, eps)
+
+
+def add_layer_norm(x_TE: Tensor, residual_TE: Tensor, weight_E: Tensor, bias_E: Tensor, eps: float) -> Tensor:
+    """Adds x to the residual stream in place and returns the norm of the (rounded) sum."""
+    return kernels_for(x_TE).add_layer_norm(x_TE, residual_TE, weight_E, bias_E, eps)
+
+
+def gelu(x_TE: Tensor) -> Tensor:
+    """x · Φ(x)."""
+    return kernels_for(x_TE).gelu(x_TE)
+
+
+def gelu_tanh(x_TE: Tensor) -> Tensor:
+    """The tanh form of GELU."""
+    return kernels_for(x_TE).gelu_tanh(x_TE)
+
+
+def relu(x_TE: Tensor) -> Tensor:
+    """max(x, 0)."""
+    return kernels_for(x_TE).relu(x_TE)
 
 
 def silu_mul(gate_up_TE: Tensor) -> Tensor:

@@ -63,6 +63,27 @@ def add_rms_norm(x_TE: Tensor, residual_TE: Tensor, weight_E: Tensor, eps: float
     return rms_norm(residual_TE, weight_E, eps)
 
 
+def layer_norm(x_TE: Tensor, weight_E: Tensor, bias_E: Tensor, eps: float) -> Tensor:
+    return F.layer_norm(x_TE.float(), weight_E.shape, weight_E, bias_E, eps).to(x_TE.dtype)
+
+
+def add_layer_norm(x_TE: Tensor, residual_TE: Tensor, weight_E: Tensor, bias_E: Tensor, eps: float) -> Tensor:
+    residual_TE += x_TE
+    return layer_norm(residual_TE, weight_E, bias_E, eps)
+
+
+def gelu(x_TE: Tensor) -> Tensor:
+    return F.gelu(x_TE.float()).to(x_TE.dtype)
+
+
+def gelu_tanh(x_TE: Tensor) -> Tensor:
+    return F.gelu(x_TE.float(), approximate="tanh").to(x_TE.dtype)
+
+
+def relu(x_TE: Tensor) -> Tensor:
+    return F.relu(x_TE)
+
+
 def silu_mul(gate_up_TE: Tensor) -> Tensor:
     gate, up = gate_up_TE.float().chunk(2, dim=-1)
     return (F.silu(gate) * up).to(gate_up_TE.dtype)

@@ -6,7 +6,6 @@ Every norm has two forms: `forward(x)`, and `add(x, residual)` which first adds 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octavo.kernels import ops
@@ -30,18 +29,19 @@ class RMSNorm(Part):
 
 
 class LayerNorm(Part):
-    def __init__(self, width: int, eps: float, dtype: torch.dtype, device: torch.device | None = None) -> None:
+    """Weight and bias are float32, as above."""
+
+    def __init__(self, width: int, eps: float, device: torch.device | None = None) -> None:
         super().__init__()
-        self.weight = weight((width,), dtype, device)
-        self.bias = weight((width,), dtype, device)
+        self.weight = weight((width,), torch.float32, device)
+        self.bias = weight((width,), torch.float32, device)
         self.eps = eps
 
     def forward(self, x_TE: Tensor) -> Tensor:
-        return F.layer_norm(x_TE, self.weight.shape, self.weight, self.bias, self.eps)
+        return ops.layer_norm(x_TE, self.weight, self.bias, self.eps)
 
     def add(self, x_TE: Tensor, residual_TE: Tensor) -> Tensor:
-        residual_TE += x_TE
-        return F.layer_norm(residual_TE, self.weight.shape, self.weight, self.bias, self.eps)
+        return ops.add_layer_norm(x_TE, residual_TE, self.weight, self.bias, self.eps)
 
 
 class PostNorm(Part):

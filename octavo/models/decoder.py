@@ -47,7 +47,7 @@ class Materials:
         return RMSNorm(width, eps, self.device)
 
     def layer_norm(self, width: int, eps: float) -> LayerNorm:
-        return LayerNorm(width, eps, self.dtype, self.device)
+        return LayerNorm(width, eps, self.device)
 
 
 class DecoderLayer(Part):

@@ -78,7 +78,7 @@ class Encoder(Part):
         self.max_position = max_position
         self.vocab_size = embedding.matrix.out_features
         self._layers = tuple(layers)
-        self._dtype = embedding.norm.weight.dtype
+        self._dtype = embedding.matrix.specs["weight"].dtype
 
     @property
     def ability(self) -> Ability:

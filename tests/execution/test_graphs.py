@@ -32,6 +32,14 @@ LLAMA = {
 }
 GEMMA = LLAMA | {"model_type": "gemma3_text", "sliding_window": 8, "query_pre_attn_scalar": 16}
 GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 100, "n_positions": 256}
+BERT = {
+    "model_type": "bert",
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 100,
+    "max_position_embeddings": 256,
+}
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="needs the compiled kernels")
 
@@ -53,7 +61,7 @@ def step(tokens: list[int], start: int) -> Batch:
     )
 
 
-@pytest.mark.parametrize("config", [LLAMA, GEMMA], ids=["qwen3", "gemma3"])
+@pytest.mark.parametrize("config", [LLAMA, GEMMA, GPT2], ids=["qwen3", "gemma3", "gpt2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
 def test_a_program_replays_the_model(config, dtype):
@@ -78,8 +86,25 @@ def test_a_program_replays_the_model(config, dtype):
 def test_a_model_that_computes_outside_the_kernels_runs_op_by_op():
     model = build(GPT2, torch.float32, CPU)
     dummy_weights(model, 3)
+    model.layers[1].mlp.activate = torch.tanh
     cache = KVCache(model.cache_specs, 4, 16, torch.float32, CPU)
     assert isinstance(make_graph(model, PagedAttention(), cache.caches, max_tokens=64), Eager)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_a_program_replays_an_encoder(activation, dtype):
+    model = build(BERT | {"hidden_act": activation}, dtype, CPU)
+    dummy_weights(model, 3)
+    caches = [KVCache(model.cache_specs, 16, 16, dtype, CPU) for _ in range(2)]
+    attention = PagedAttention()
+    eager = Eager(model, attention, caches[0].caches)
+    recorded = make_graph(model, attention, caches[1].caches, max_tokens=64)
+    assert isinstance(recorded, Recorded)
+    for count in (5, 1, 33, 64):
+        batch = step([(7 * place) % 200 for place in range(count)], 0)  # of both segments
+        assert torch.equal(recorded.replay(batch), eager.replay(batch))
 
 
 def test_what_a_program_works_on_begins_at_a_cache_line():

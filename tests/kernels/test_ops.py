@@ -44,6 +44,40 @@ def test_norms(isa: str, tokens: int, width: int, dtype: torch.dtype, seed: int)
 
 
 @FIXTURES
+@given(
+    tokens=st.integers(1, 70),
+    width=st.integers(1, 700),
+    dtype=DTYPES,
+    seed=st.integers(0, 99),
+    shift=st.sampled_from([0.0, 30.0]),
+)
+def test_layer_norms(isa: str, tokens: int, width: int, dtype: torch.dtype, seed: int, shift: float) -> None:
+    """Values far from zero too: the variance is that around the mean."""
+    x, residual = ((normal(seed + number, tokens, width) + shift).to(dtype) for number in range(2))
+    weight, bias = normal(2, width), normal(3, width)
+    tolerance = TOLERANCE[dtype] * (1 + shift * width**0.5)
+
+    def near(got: Tensor, expected: Tensor) -> None:
+        torch.testing.assert_close(got, expected, atol=tolerance, rtol=TOLERANCE[dtype])
+
+    near(cpu.compiled.layer_norm(x, weight, bias, 1e-5), reference.layer_norm(x, weight, bias, 1e-5))
+    twin = residual.clone()
+    got = cpu.compiled.add_layer_norm(x, residual, weight, bias, 1e-5)
+    near(got, reference.add_layer_norm(x, twin, weight, bias, 1e-5))
+    assert torch.equal(residual, twin)
+
+
+@FIXTURES
+@given(tokens=st.integers(1, 40), width=st.integers(1, 500), dtype=DTYPES, scale=st.sampled_from([0.1, 3.0, 40.0]))
+def test_activations(isa: str, tokens: int, width: int, dtype: torch.dtype, scale: float) -> None:
+    x = (normal(width, tokens, width) * scale).clamp(-200, 200).to(dtype)
+    x[0, 0] = math.nan
+    for name in ("gelu", "gelu_tanh", "relu"):
+        got, expected = getattr(cpu.compiled, name)(x), getattr(reference, name)(x)
+        torch.testing.assert_close(got, expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype], equal_nan=True)
+
+
+@FIXTURES
 @given(tokens=st.integers(1, 40), width=st.integers(1, 500), dtype=DTYPES, scale=st.sampled_from([0.1, 3.0, 40.0]))
 def test_gated_activations(isa: str, tokens: int, width: int, dtype: torch.dtype, scale: float) -> None:
     gate_up = (normal(width, tokens, 2 * width) * scale).clamp(-200, 200).to(dtype)

@@ -171,6 +171,28 @@ void check_rms_norm() {
   });
 }
 
+void check_layer_norm() {
+  DType dtype = any_dtype();
+  int64_t tokens = between(0, 100), width = chance(0.5) ? between(1, 70) : between(500, 1500);
+  Memory x = numbers(dtype, tokens * width), residual = numbers(dtype, tokens * width);
+  Memory weight = floats(width), bias = floats(width);
+  bool add = chance(0.5);
+  both_ways(x.size, [&](void* out) {
+    Memory stream(x.size);
+    if (x.size > 0) std::memcpy(stream.as(), residual.as(), x.size);
+    layer_norm(
+        {dtype, x.as(), add ? stream.as() : nullptr, weight.as<float>(), bias.as<float>(), out, 1e-5f, tokens, width});
+  });
+}
+
+void check_act() {
+  DType dtype = any_dtype();
+  int64_t tokens = between(0, 40), width = chance(0.5) ? between(1, 70) : between(500, 1500);
+  Memory x = numbers(dtype, tokens * width);
+  Activation activation = Activation(between(0, 3));
+  both_ways(x.size, [&](void* out) { act({dtype, activation, x.as(), out, tokens, width}); });
+}
+
 void check_act_mul() {
   DType dtype = any_dtype();
   int64_t tokens = between(0, 40), width = chance(0.5) ? between(1, 70) : between(500, 1500);
@@ -288,8 +310,9 @@ int main(int count, char** arguments) {
   struct {
     const char* name;
     void (*check)();
-  } const kinds[] = {{"attention", check_attention}, {"write_kv", check_write_kv}, {"rotary", check_rotary},
-                     {"rms_norm", check_rms_norm},   {"act_mul", check_act_mul},   {"linear", check_linear}};
+  } const kinds[] = {{"attention", check_attention}, {"write_kv", check_write_kv},     {"rotary", check_rotary},
+                     {"rms_norm", check_rms_norm},   {"layer_norm", check_layer_norm}, {"act", check_act},
+                     {"act_mul", check_act_mul},     {"linear", check_linear}};
   for (int64_t i = 0; i < cases; ++i) {
     for (const char* const* isa = available_isas(); *isa; ++isa)
       for (auto& kind : kinds) {
