@@ -6,12 +6,13 @@ naming one loads none.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from msgspec import Struct
+from prometheus_client import Metric
 
 from octavo.config import EngineConfig
 from octavo.plan import Ability
@@ -52,7 +53,7 @@ class ChatTemplate(Protocol):
 
 
 class Metrics(Protocol):
-    def render(self) -> bytes: ...
+    def families(self) -> Iterable[Metric]: ...
 
 
 class Engine(Protocol):

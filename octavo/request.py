@@ -279,6 +279,7 @@ class RequestMetrics(Struct, kw_only=True):
     finished_time: float | None = None
     compute_seconds: float = 0.0  # of the steps that it was part of, by its share of the tokens computed in each
     energy_joules: float | None = None  # likewise; None where the machine does not say what it uses
+    preemptions: int = 0  # times that it had to give its memory back and begin again
 
     @property
     def queue_seconds(self) -> float:

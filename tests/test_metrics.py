@@ -2,9 +2,89 @@
 
 from __future__ import annotations
 
+from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from octavo.metrics import EngineStats, Metrics, Throughput
+from octavo.api.traffic import Traffic
+from octavo.config import CacheConfig
+from octavo.metrics import EngineStats, Metrics, Throughput, render
+from octavo.plan import Capacity
+from octavo.request import RequestMetrics
+
+#: vLLM's names that mean something here.
+NAMES = """
+num_requests_running num_requests_waiting num_requests_waiting_by_reason kv_cache_usage_perc cache_config_info
+prefix_cache_queries prefix_cache_hits num_preemptions prompt_tokens generation_tokens prompt_tokens_by_source
+prompt_tokens_cached request_success admission_rejections time_to_first_token_seconds inter_token_latency_seconds
+request_time_per_output_token_seconds e2e_request_latency_seconds request_queue_time_seconds
+request_inference_time_seconds request_prefill_time_seconds request_decode_time_seconds request_prompt_tokens
+request_generation_tokens request_max_num_generation_tokens request_params_max_tokens
+request_prefill_kv_computed_tokens iteration_tokens_total request_params_n request_num_preemptions
+"""
+
+
+def families(text: bytes) -> dict[str, Metric]:
+    """By name; none may be there twice."""
+    found = list(text_string_to_metric_families(text.decode()))
+    assert len({family.name for family in found}) == len(found)
+    assert text.count(b"# TYPE ") == len(found)
+    return {family.name: family for family in found}
+
+
+def engine(name: str, version: int = 1) -> Metrics:
+    metrics = Metrics(name, longest=100, version=version)
+    metrics.describe_cache(CacheConfig(), Capacity(num_blocks=7, block_size=16, max_model_len=100, vocab_size=9))
+    return metrics
+
+
+def test_every_name_is_there_once_for_all_engines() -> None:
+    engines = [engine("a"), engine("a", 2), engine("b")]
+    found = families(render([*engines, Traffic()]))
+    assert {f"vllm:{name}" for name in NAMES.split()} <= found.keys()
+    assert {"octavo:http_requests", "octavo:tenant_compute_seconds", "process_resident_memory_bytes"} <= found.keys()
+    running = found["vllm:num_requests_running"].samples
+    expected = [("a", "1"), ("a", "2"), ("b", "1")]
+    assert [(sample.labels["model_name"], sample.labels["version"]) for sample in running] == expected
+    (info, *_) = found["vllm:cache_config_info"].samples
+    assert (info.value, info.labels["num_gpu_blocks"], info.labels["block_size"]) == (1.0, "7", "16")
+
+
+def test_prompt_tokens_are_told_apart_by_where_they_came_from() -> None:
+    metrics = engine("a")
+    metrics.prefill(prompt_tokens=10, cached_tokens=4)
+    metrics.prefill(prompt_tokens=5, cached_tokens=0)
+    found = families(metrics.render())
+    values = {sample.labels["source"]: sample.value for sample in found["vllm:prompt_tokens_by_source"].samples}
+    assert values == {"local_compute": 11, "local_cache_hit": 4, "external_kv_transfer": 0}
+    assert [sample.value for sample in found["vllm:prompt_tokens_cached"].samples] == [4]
+
+
+def test_refusals_and_preemptions_are_counted() -> None:
+    metrics = engine("a")
+    metrics.observe(EngineStats(refused_requests=2, refused_tokens=1))
+    metrics.observe(EngineStats(refused_requests=2, refused_tokens=3))
+    metrics.restart()
+    metrics.observe(EngineStats(refused_requests=1))
+    times = RequestMetrics(arrival_time=0.0, finished_time=1.0, preemptions=2)
+    metrics.accept()
+    metrics.finish("stop", times, output_tokens=9, longest=5)
+    traffic = Traffic()
+    traffic.refuse()
+    found = families(render([metrics, traffic]))
+    refused = [(sample.labels["reason"], sample.value) for sample in found["vllm:admission_rejections"].samples]
+    assert refused == [("max_num_queued_reqs", 3), ("max_num_queued_tokens", 3), ("max_num_queued_reqs", 1)]
+    sums = {sample.name: sample.value for family in found.values() for sample in family.samples}
+    assert sums["vllm:request_num_preemptions_sum"] == 2
+    assert sums["vllm:request_max_num_generation_tokens_sum"] == 5
+
+
+def test_energy_is_not_there_until_it_was_measured() -> None:
+    metrics = engine("a")
+    metrics.spend(0.5, None)
+    metrics.spend(0.25, 3.0)
+    metrics.spend(0.25, None)
+    assert metrics.registry.get_sample_value("octavo:energy_joules_total", metrics._labels) == 3.0
+    assert metrics.registry.get_sample_value("octavo:compute_seconds_total", metrics._labels) == 1.0
 
 
 def test_dashboards_get_counts_and_no_times_of_creation() -> None:

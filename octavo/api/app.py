@@ -87,6 +87,7 @@ def build_app(
             find_tenant=functools.partial(_tenant, desk, keys),
             concurrency=config.batch_concurrency,
             others=lambda: desk.used,
+            traffic=desk.traffic,
         )
     if config.admin_port is None:
         app = _app(desk, config, keys, OPERATIONS, tracing)

@@ -157,6 +157,7 @@ class Desk:
         room = self.models.room
         if room is None or self.in_flight + count <= room:
             return
+        self.traffic.refuse()
         raise Overloaded(
             f"{self.in_flight} requests are running or waiting already and {count} more do not fit; try again later."
         )
@@ -199,6 +200,18 @@ class Tally:
     model: str | None = None  # that answers
     params: SamplingParams | BeamSearchParams | PoolingParams | None = None  # of the first prompt
     finish_reasons: list[FinishReason] = field(default_factory=list)
+
+    def book(self, traffic: Traffic, tenant: Tenant) -> None:
+        """The request is over: what it used is this tenant's, if it came as far as to a model."""
+        if self.model is not None:
+            traffic.spend(
+                tenant.name or "",
+                prompt_tokens=self.prompt_tokens,
+                cached_tokens=self.cached_tokens,
+                output_tokens=self.completion_tokens,
+                compute_seconds=self.compute_seconds,
+                energy_joules=self.energy_joules,
+            )
 
     @property
     def queue_seconds(self) -> float:

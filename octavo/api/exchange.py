@@ -82,7 +82,10 @@ class Endpoint:
             await self._take_in(call, scope, receive, answer)
             return
         with self.tracing.request(self.operation.path, scope, call) if self.tracing else nullcontext():
-            await self._work(call, scope, receive, answer)
+            try:
+                await self._work(call, scope, receive, answer)
+            finally:
+                call.tally.book(self.desk.traffic, tenant)
 
     async def _work(self, call: Call, scope: Scope, receive: Receive, answer: Answer) -> None:
         self.desk.check()  # before the body is read: a refusal costs next to nothing

@@ -14,7 +14,7 @@ from octavo import __version__
 from octavo.api.desk import Call
 from octavo.api.operation import Operation
 from octavo.api.wire import json_response
-from octavo.metrics import CONTENT_TYPE
+from octavo.metrics import CONTENT_TYPE, render
 
 
 class Greeting(Struct, kw_only=True):
@@ -50,8 +50,8 @@ async def version(_: Call) -> Response:
 
 
 async def metrics(call: Call) -> Response:
-    engines = b"".join(engine.metrics.render() for engine in call.desk.models.engines())
-    return Response(engines + call.desk.traffic.render(), media_type=CONTENT_TYPE)
+    engines = (engine.metrics for engine in call.desk.models.engines())
+    return Response(render([*engines, call.desk.traffic]), media_type=CONTENT_TYPE)
 
 
 OPERATIONS = (

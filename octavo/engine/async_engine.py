@@ -282,6 +282,7 @@ class AsyncLLMEngine:
             self._inputs = InputProcessor(
                 self.config.model, self.tokenizer, ready.capacity, self._clock, self.checkpoint.pooling
             )
+            self.metrics.describe_cache(self.config.cache, ready.capacity)
             self._loaded.set_result(ready)
         self._board()
 

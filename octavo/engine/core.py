@@ -35,6 +35,7 @@ class StepOutputs(Struct, frozen=True, array_like=True):
     seconds: float = 0.0  # that the step took
     released: list[str] = field(default_factory=list)  # aborted requests: of their ids nothing more is said
     shares: dict[str, float] = field(default_factory=dict)  # each request's part of `work`; together all of it
+    preempted: list[str] = field(default_factory=list)  # requests, once for each of their sequences that was
     joules: float | None = None  # that the machine used meanwhile, where it can be measured
 
 
@@ -113,6 +114,7 @@ class EngineCore:
             work(plan),
             self._clock() - began,
             shares=shares,
+            preempted=list(self.scheduler.preempted),
             joules=self._meter() - used if self._meter else None,
         )
 
@@ -146,6 +148,8 @@ class EngineCore:
             prefix_cache_hits=scheduler.prefix_cache.hits,
             preemptions=scheduler.preemptions,
             step_tokens=step_tokens,
+            refused_requests=scheduler.refused_requests,
+            refused_tokens=scheduler.refused_tokens,
         )
 
     def look(self) -> Blocks:

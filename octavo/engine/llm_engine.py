@@ -43,6 +43,7 @@ class LLMEngine:
         self.max_model_len = capacity.max_model_len
         self.ability = capacity.ability
         self.metrics = Metrics(self.checkpoint.name, capacity.max_model_len)
+        self.metrics.describe_cache(config.cache, capacity)
         self._inputs = InputProcessor(config.model, self.tokenizer, capacity, pooling=self.checkpoint.pooling)
         self._outputs = OutputProcessor(self.tokenizer, self.metrics)
 

@@ -58,7 +58,7 @@ class RequestState:
         self._kind = kind
         self._tokenizer = tokenizer
         self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
-        self._cached_tokens = 0
+        self.cached_tokens = 0
         self._pooled: bytes | None = None
         self.width = request.beam.beam_width if request.beam else request.params.n
         self._sequences: list[SequenceState | None] = [None] * self.width
@@ -74,6 +74,10 @@ class RequestState:
         return sum(len(sequence.total.token_ids) for sequence in self._sequences if sequence)
 
     @property
+    def longest_output(self) -> int:
+        return max((len(sequence.total.token_ids) for sequence in self._sequences if sequence), default=0)
+
+    @property
     def finish_reason(self) -> FinishReason:
         reasons = [sequence.total.finish_reason for sequence in self._sequences if sequence]
         return "stop" if "stop" in reasons else (reasons[0] or "abort") if reasons else "abort"
@@ -86,7 +90,7 @@ class RequestState:
             id=self.request.request_id,
             state="running" if started else "waiting",
             prompt_tokens=len(self.request.prompt_token_ids),
-            cached_tokens=self._cached_tokens,
+            cached_tokens=self.cached_tokens,
             output_tokens=tokens,
             tokens_per_second=(tokens - self.width) / seconds if seconds > 0 and tokens > self.width else None,
             first_token_seconds=None if first is None else first - times.arrival_time,
@@ -111,7 +115,7 @@ class RequestState:
             positions = [self._named(entry) for entry in output.prompt_logprobs]
             self._prompt_logprobs = [None, *positions]
         if self.times.first_token_time is None:  # after a crash, another core has found another number
-            self._cached_tokens = output.cached_tokens
+            self.cached_tokens = output.cached_tokens
         self._pooled = output.pooled
         sequence = self._sequences[output.index]
         if sequence is None:
@@ -138,7 +142,7 @@ class RequestState:
             outputs=outputs,
             finished=self.finished,
             prompt_logprobs=self._prompt_logprobs if first or self._kind != "delta" else None,
-            num_cached_tokens=self._cached_tokens,
+            num_cached_tokens=self.cached_tokens,
             metrics=self.times,
             pooled=self._pooled,
         )
@@ -275,7 +279,7 @@ class OutputProcessor:
         state = self._states.pop(request_id, None)
         if state is not None:
             state.times.finished_time = self._clock()
-            self._metrics.finish(reason, state.times, state.output_tokens)
+            self._metrics.finish(reason, state.times, state.output_tokens, state.longest_output)
 
     def take(self, step: StepOutputs) -> News:
         """What goes wrong while one request's outputs are made ends that request only."""
@@ -284,6 +288,10 @@ class OutputProcessor:
         self._metrics.observe(step.stats)
         for request_id, moment in step.started.items():
             self._start(request_id, moment)
+        for request_id in step.preempted:
+            if request_id in self._states:
+                self._states[request_id].times.preemptions += 1
+        self._metrics.spend(step.seconds, step.joules)
         for request_id, share in step.shares.items():
             self._charge(request_id, step, share / step.work)
         grouped: dict[str, list[Output]] = {}
@@ -332,6 +340,7 @@ class OutputProcessor:
                 news.aborts.append((output.request_id, output.index))
         if first:
             state.times.first_token_time = now
+            self._metrics.prefill(len(state.request.prompt_token_ids), state.cached_tokens)
             self._metrics.ttft.observe(now - state.times.arrival_time)
         elif parts:
             self._metrics.itl.observe(now - state.last_token_time)
@@ -341,5 +350,5 @@ class OutputProcessor:
             news.reports.append(report)
         if state.finished:
             state.times.finished_time = now
-            self._metrics.finish(state.finish_reason, state.times, state.output_tokens)
+            self._metrics.finish(state.finish_reason, state.times, state.output_tokens, state.longest_output)
             del self._states[state.request.request_id]

@@ -48,7 +48,9 @@ class Scheduler:
         self.waiting: list[Sequence] = []  # both in the policy's order
         self.running: list[Sequence] = []
         self.preemptions = 0
+        self.refused_requests = self.refused_tokens = 0  # requests, because too many or too many tokens waited
         self.started: list[str] = []  # requests whose first tokens are in the latest plan
+        self.preempted: list[str] = []  # requests that gave way in it, once for each of their sequences that did
         self._policy = POLICIES[config.scheduling_policy]
         self._reserve = int(config.watermark * num_blocks)
         self._groups: dict[str, Group] = {}
@@ -109,8 +111,10 @@ class Scheduler:
         most, limit = self.config.max_num_queued_reqs, self.config.max_num_queued_tokens
         free_seats = self.config.max_num_seqs - len(self.running)
         if most is not None and self._queued_requests >= most + free_seats:
+            self.refused_requests += 1
             raise Overloaded(f"{self._queued_requests} requests are waiting already; try again later")
         if limit is not None and self._queued_tokens and self._queued_tokens + tokens > limit:
+            self.refused_tokens += 1
             raise Overloaded(f"{self._queued_tokens} prompt tokens are waiting already; try again later")
 
     # ------------------------------------------------------------------ schedule
@@ -124,6 +128,7 @@ class Scheduler:
         """The next step. Owners of blocks and `computed` move only here and in `update`."""
         plan = StepPlan(step=self._steps, added=[], rows=[], copies=[], removed=[])
         self.started.clear()
+        self.preempted.clear()
         self._steps += 1
         preempted = self._continue_running(plan)
         if not preempted:
@@ -253,6 +258,7 @@ class Scheduler:
         self._forget(sequence)
         insort(self.waiting, sequence, key=_order)
         self.preemptions += 1
+        self.preempted.append(sequence.group.request.request_id)
 
     def request_of(self, row: Row) -> str:
         """Whose a row of the latest plan is."""

@@ -15,6 +15,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+from prometheus_client import Metric
+from prometheus_client.core import GaugeMetricFamily
+
 from octavo.api.app import build_app
 from octavo.api.limits import Limits
 from octavo.api.served import OneModel
@@ -70,8 +73,8 @@ class TagTemplate:
 
 
 class Counter:
-    def render(self) -> bytes:
-        return b"octavo_up 1\n"
+    def families(self) -> list[Metric]:
+        return [GaugeMetricFamily("octavo_up", "It is.", 1)]
 
 
 @dataclass

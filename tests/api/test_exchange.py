@@ -26,7 +26,7 @@ def test_probes() -> None:
     client = Client()
     assert client.get("/live").status == client.get("/ready").status == client.get("/health").status == 200
     assert client.get("/version").json == {"version": __version__}
-    assert client.get("/metrics").body.startswith(b"octavo_up 1\n")
+    assert client.get("/metrics").body.startswith(b"# HELP octavo_up It is.\n# TYPE octavo_up gauge\noctavo_up 1.0\n")
     assert client.request("HEAD", "/live").status == 200
 
 

@@ -27,6 +27,7 @@ from octavo.api.served import OneModel
 from octavo.api.server import Server, bind, bind_admin
 from octavo.config import ServerConfig
 from octavo.errors import ConfigError, RequestFailed
+from octavo.metrics import render
 
 CHAT = "/v1/chat/completions"
 HEAD = b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
@@ -281,7 +282,7 @@ def test_slow_requests_are_closed_at_their_deadline() -> None:
             assert [status(answer) for answer in answers] == [408, 408, 408]
             await until(lambda: not server.server_state.connections)
             assert not server.server_state.tasks
-            counted = server.desk.traffic.render()
+            counted = render([server.desk.traffic])
             assert b'outcome="complete",path="none",status="408"} 2.0' in counted
             assert b'outcome="left",path="/tokenize",status="0"} 1.0' in counted
 

@@ -22,6 +22,7 @@ from octavo.api.batch.files import Draft, Files, StoredFile
 from octavo.api.batch.lines import Place
 from octavo.api.batch.records import Batch, Batches, Result
 from octavo.api.limits import Limits
+from octavo.api.traffic import Traffic
 
 logger = logging.getLogger("octavo.api")
 
@@ -106,12 +107,15 @@ class _Work:
 
 
 class Runner:
-    def __init__(self, files: Files, batches: Batches, ask: Ask, limits: Limits, slots: Slots) -> None:
+    def __init__(
+        self, files: Files, batches: Batches, ask: Ask, limits: Limits, slots: Slots, traffic: Traffic
+    ) -> None:
         self._files = files
         self._batches = batches
         self._ask = ask
         self._limits = limits
         self._slots = slots
+        self._traffic = traffic
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._cancelled: set[str] = set()
@@ -134,7 +138,12 @@ class Runner:
         """See an open batch through to its end."""
         if batch.id not in self._tasks:
             task = self._tasks[batch.id] = asyncio.create_task(self._see_through(batch))
-            task.add_done_callback(lambda _: self._tasks.pop(batch.id))
+            task.add_done_callback(lambda _: self._forget(batch))
+            self._traffic.set_open_batches(len(self._tasks))
+
+    def _forget(self, batch: Batch) -> None:
+        del self._tasks[batch.id]
+        self._traffic.set_open_batches(len(self._tasks))
 
     def cancel(self, batch: Batch) -> None:
         """A batch that became `cancelling` gives up what it is doing."""
@@ -215,7 +224,9 @@ class Runner:
             return
         response = LineResponse(answer.status, answer.request_id, msgspec.Raw(answer.body))
         answered = AnsweredLine(custom_id=line.custom_id, response=response)
-        await self._batches.record(batch, Result(which, answer.status != 200, msgspec.json.encode(answered)))
+        failed = answer.status != 200
+        await self._batches.record(batch, Result(which, failed, msgspec.json.encode(answered)))
+        self._traffic.finish_line(failed)
 
     # ------------------------------------------------------------------ the end
 

@@ -17,6 +17,7 @@ from octavo.api.batch.records import Batches
 from octavo.api.batch.runner import Answer, Ask, Runner, Slots
 from octavo.api.limits import Limits
 from octavo.api.tenants import Tenant
+from octavo.api.traffic import Traffic
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class BatchService:
         find_tenant: Callable[[str], Tenant | None],
         concurrency: int,
         others: Callable[[], bool],
+        traffic: Traffic,
     ) -> Self:
         """The folder's files and batches. Raises ConfigError.
 
@@ -46,7 +48,8 @@ class BatchService:
         """
         database = Database(folder)
         files, batches = Files(database, limits), Batches(database, limits)
-        runner = Runner(files, batches, ask_within(endpoints, find_tenant), limits, Slots(concurrency, others))
+        ask, slots = ask_within(endpoints, find_tenant), Slots(concurrency, others)
+        runner = Runner(files, batches, ask, limits, slots, traffic)
         return cls(limits, files, batches, runner, tuple(endpoints), database)
 
     async def run(self) -> None:
