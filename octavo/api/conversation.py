@@ -94,6 +94,8 @@ class Turn:
 def _field_names(request: ChatRequest) -> Iterator[None]:
     """The engine speaks of prompts and sampling parameters; the caller knows the request's fields."""
     names = {"prompt": "messages", "max_tokens": _limit_name(request)}
+    if request.structured_outputs is None:
+        names["structured_outputs"] = "tools"
     if request.top_logprobs is not None:
         names["logprobs"] = "top_logprobs"
     try:
@@ -132,6 +134,9 @@ async def _job(call: Call, engine: Engine, request: ChatRequest, text: str, mark
     limit = request.max_completion_tokens or request.max_tokens
     check_room(engine, len(prompt), request, limit, _limit_name(request))
     params: SamplingParams | BeamSearchParams
+    if request.use_beam_search and markup.structure is not None:
+        message = "Required tool calls cannot be combined with use_beam_search."
+        raise InvalidRequest(message, param="use_beam_search", code="unsupported_parameter")
     if request.use_beam_search:
         params = beam_params(request, max_tokens=limit or max(1, engine.max_model_len - len(prompt)))
     else:

@@ -11,7 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from octavo.api.reading import SPACE, NotACall, Piece, Reading, Steps, Text
+from octavo.api.tool_calls.format import Lark
+from octavo.api.tool_calls.openai import HARMONY, Harmony
 from octavo.face import Tokenizer
+
+_GAP = r" /[ \r\n]{0,4}/"  # of white space, in a grammar
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,16 @@ class ReasoningFormat:
         end = prompt.rstrip(SPACE)
         return end.endswith(self.opening) or (self.always and not end.endswith(self.closing))
 
+    def may_begin(self, prompt: str, template: str) -> bool:
+        """Whether a model of this chat template may reason after this prompt."""
+        return self.opening in template and not prompt.rstrip(SPACE).endswith(self.closing)
+
+    def thought(self, lark: Lark, inside: bool) -> str:
+        """A grammar's expression of reasoning that is open already, or else may come, before something else."""
+        if inside:
+            return lark.up_to("thought", self.closing) + _GAP
+        return f"({lark.text(self.opening)} {lark.up_to('thought', self.closing)}{_GAP})?"
+
     def read(self, text: Text, inside: bool) -> Steps[None]:
         """The reasoning that the text begins with, if it does."""
         text.mark()
@@ -53,10 +67,8 @@ class ReasoningFormat:
 
 
 THINK = ReasoningFormat()
-#: gpt-oss writes everything in one format, which `octavo.api.tool_calls.openai` reads, tools or not.
-HARMONY = ReasoningFormat("<|channel|>analysis<|message|>", "<|end|>")
 
-_FORMATS: dict[str, ReasoningFormat | None] = {
+_FORMATS: dict[str, ReasoningFormat | Harmony | None] = {
     "none": None,
     "think": THINK,
     "qwen3": THINK,
@@ -75,8 +87,11 @@ _SIGNS = {
 }
 
 
-def reasoning_format(name: str, template: str | None = None) -> ReasoningFormat | None:
-    """The format of that name; "auto" is the one that the chat template speaks of, else `<think>`."""
+def reasoning_format(name: str, template: str | None = None) -> ReasoningFormat | Harmony | None:
+    """The format of that name; "auto" is the one that the chat template speaks of, else `<think>`.
+
+    gpt-oss writes everything in one format, which reads reasoning, content and calls.
+    """
     if name == "auto":
         name = next((each for sign, each in _SIGNS.items() if sign in (template or "")), "think")
     return _FORMATS[name]

@@ -63,6 +63,15 @@ def lark_text(tokenizer: Tokens, text: str) -> str:
     return json.dumps(text)
 
 
+def lark_expression(outputs: StructuredOutputs) -> str | None:
+    """How a rule of a Lark grammar asks for it; None for what is a grammar of its own. Raises InvalidRequest."""
+    if outputs.json is not None or outputs.json_object:
+        return "%json " + json.dumps(_schema(outputs.json or {"type": "object"}, outputs))
+    if outputs.choice is not None:
+        return f"({' | '.join(map(json.dumps, outputs.choice))})"
+    return None if outputs.regex is None else _regex(outputs.regex)
+
+
 def _refuse(message: str, code: str = "invalid_value") -> InvalidRequest:
     return InvalidRequest(message, param=_PARAM, code=code)
 

@@ -1,28 +1,11 @@
-"""How models write tool calls: one module a format, found by the name that `--tool-call-parser` takes.
-
-A format reads what comes after the reasoning, content included, up to the text's end; `known` are the tools that the
-request offers, with their parameters' JSON schemas.
-"""
+"""How models write tool calls: one module a format, found by the name that `--tool-call-parser` takes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol
 
-from octavo.api.reading import Steps, Text
-
-Known = Mapping[str, Mapping[str, Any]]  # names → schemas of parameters
-
-
-class ToolFormat(Protocol):
-    """`markers`: what calls are written with; a tokenizer may count some of it as special and hide it."""
-
-    @property
-    def markers(self) -> tuple[str, ...]: ...
-
-    def read(self, text: Text, known: Known, /) -> Steps[None]: ...
+from octavo.api.tool_calls.format import ToolFormat
 
 
 @dataclass(frozen=True, slots=True)

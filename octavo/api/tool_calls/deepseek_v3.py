@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from octavo.api.reading import NotACall, Piece, Steps, Text, attempt
-from octavo.api.tool_calls import Known
+from octavo.api.tool_calls.format import Known, Lark
 from octavo.api.tool_calls.json_calls import json_arguments
 
 _ALL, _ALL_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
@@ -28,6 +28,17 @@ class DeepSeek:
                 yield from attempt(text, self._call(text))
             else:
                 yield from text.take(found)
+
+    def grammar(self, lark: Lark) -> str:
+        """As old or as new models write: which this is, it knows itself."""
+        old = lark.call(
+            lambda name: lark.text(_ONE, "function", _SEPARATOR, f"{name}\n```json\n"),
+            lark.text("\n```", _ONE_END),
+            "old",
+        )
+        new = lark.call(lambda name: lark.text(_ONE, name, _SEPARATOR), lark.text(_ONE_END), "new")
+        either = f"({lark.calls(old, lark.text(chr(10)))} | {lark.calls(new, '')})"
+        return f"{lark.text(_ALL)} {either} {lark.text(_ALL_END)}"
 
     def _call(self, text: Text) -> Steps[None]:
         yield from text.expect(_ONE)

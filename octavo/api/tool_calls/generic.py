@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from octavo.api.reading import Steps, Text, attempt
-from octavo.api.tool_calls import Known
+from octavo.api.tool_calls.format import Known, Lark
 from octavo.api.tool_calls.hermes import Marked
 from octavo.api.tool_calls.json_calls import json_calls
 
@@ -27,6 +27,9 @@ class Generic:
                 yield from attempt(text, _TAGGED.calls(text))
             else:
                 yield from attempt(text, self._calls(text, known))
+
+    def grammar(self, lark: Lark) -> str:
+        return _TAGGED.grammar(lark)
 
     def _calls(self, text: Text, known: Known) -> Steps[None]:
         fenced = yield from text.take(_FENCE)

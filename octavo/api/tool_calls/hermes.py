@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass
 
 from octavo.api.reading import Steps, Text, attempt
-from octavo.api.tool_calls import Known
-from octavo.api.tool_calls.json_calls import json_calls
+from octavo.api.tool_calls.format import Known, Lark
+from octavo.api.tool_calls.json_calls import call_head, json_calls
 
 _LEFT_OVER = re.compile(r"[\s}\]]*")  # brackets too many
 
@@ -27,6 +27,14 @@ class Marked:
     def read(self, text: Text, _known: Known) -> Steps[None]:
         while (yield from text.until(self.opening)):
             yield from attempt(text, self.calls(text))
+
+    def grammar(self, lark: Lark) -> str:
+        """A pair of marks for each call; where there is no closing mark, a list after the opening one."""
+        if self.closing is not None:
+            before = lambda name: lark.text(self.opening, "\n" + call_head(name))  # noqa: E731
+            return lark.calls(lark.call(before, lark.text("}\n", self.closing)), lark.text("\n"))
+        calls = lark.calls(lark.call(lambda name: lark.text(call_head(name)), lark.text("}")), lark.text(", "))
+        return f"{lark.text(self.opening, '[')} {calls} {lark.text(']')}"
 
     def calls(self, text: Text) -> Steps[None]:
         """What `read` attempts at each opening. Raises NotACall."""

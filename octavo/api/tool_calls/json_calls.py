@@ -124,6 +124,11 @@ def _object(raw: str) -> str:
     return raw
 
 
+def call_head(name: str, arguments: str = "arguments") -> str:
+    """How a JSON call begins, up to its arguments."""
+    return f'{{"name": "{name}", "{arguments}": '
+
+
 def json_value(text: Text) -> Steps[None]:
     """A JSON value piece by piece, up to its end or the text's. Control characters in strings are escaped.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from octavo.api.reading import NotACall, Piece, Steps, Text, attempt
-from octavo.api.tool_calls import Known
+from octavo.api.tool_calls.format import Known, Lark
 from octavo.api.tool_calls.json_calls import json_arguments
 
 _ALL, _ALL_END = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
@@ -25,6 +25,14 @@ class KimiK2:
                 yield from attempt(text, self._call(text))
             else:
                 yield from text.take(found)
+
+    def grammar(self, lark: Lark) -> str:
+        number = lark.rule("NUMBER", "/[0-9]{1,3}/")
+        call = lark.call(
+            lambda name: f"{lark.text(_ONE, f'functions.{name}:')} {number} {lark.text(_ARGUMENTS)}",
+            lark.text(_ONE_END),
+        )
+        return f"{lark.text(_ALL)} {lark.calls(call, '')} {lark.text(_ALL_END)}"
 
     def _call(self, text: Text) -> Steps[None]:
         yield from text.expect(_ONE)

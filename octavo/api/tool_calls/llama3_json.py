@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from octavo.api.reading import Piece, Steps, Text, attempt
-from octavo.api.tool_calls import Known
-from octavo.api.tool_calls.json_calls import json_calls
+from octavo.api.tool_calls.format import Known, Lark
+from octavo.api.tool_calls.json_calls import call_head, json_calls
 
 _TAG = "<|python_tag|>"
 
@@ -26,6 +26,10 @@ class Llama3Json:
             yield from text.take(_TAG)
             yield from text.space()
             yield from self._calls(text)
+
+    def grammar(self, lark: Lark) -> str:
+        call = lark.call(lambda name: lark.text(call_head(name, "parameters")), lark.text("}"))
+        return lark.calls(call, lark.text("; "))
 
     def _calls(self, text: Text, known: Collection[str] | None = None) -> Steps[None]:
         while (yield from attempt(text, json_calls(text, known))):

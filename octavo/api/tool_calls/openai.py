@@ -11,11 +11,12 @@ from __future__ import annotations
 import re
 
 from octavo.api.reading import Kind, Piece, Steps, Text, attempt, held
-from octavo.api.tool_calls import Known
+from octavo.api.tool_calls.format import Known, Lark
 from octavo.api.tool_calls.json_calls import is_name, json_arguments
 
 _START, _CHANNEL, _MESSAGE, _CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
-_ENDS = ("<|end|>", "<|call|>", "<|return|>")
+_END = "<|end|>"
+_ENDS = (_END, "<|call|>", "<|return|>")
 _RECIPIENT = re.compile(r"to=(?:functions\.)?([^\s<]+)")
 _CHANNEL_NAME = re.compile(re.escape(_CHANNEL) + r"\s*(\w+)")
 
@@ -29,6 +30,20 @@ class Harmony:
                 yield from text.take(found)
             else:
                 yield from attempt(text, self._message(text, known))
+
+    def grammar(self, lark: Lark) -> str:
+        """One call: the model's turn is over then."""
+        to = "commentary to=functions."
+        return lark.call(lambda name: lark.text(_CHANNEL, f"{to}{name} ", _CONSTRAIN, "json", _MESSAGE))
+
+    def thought(self, lark: Lark) -> str:
+        """Reasoning, maybe, before something else."""
+        thought = lark.up_to("thought", _END)
+        return f"({lark.text(_CHANNEL, 'analysis', _MESSAGE)} {thought} {lark.text(_START, 'assistant')})?"
+
+    def content(self, lark: Lark, expression: str) -> str:
+        """An answer of this form."""
+        return f"{lark.text(_CHANNEL, 'final', _MESSAGE)} {expression}"
 
     def _message(self, text: Text, known: Known) -> Steps[None]:
         header, _ = yield from held(text.until(_MESSAGE, *_ENDS))
@@ -49,4 +64,5 @@ class Harmony:
         yield from text.until(_START, _CHANNEL, *_ENDS, kind=kind)
 
 
-FORMATS = {"openai": Harmony()}
+HARMONY = Harmony()
+FORMATS = {"openai": HARMONY}

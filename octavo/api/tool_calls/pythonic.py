@@ -10,7 +10,7 @@ import re
 import sys
 
 from octavo.api.reading import NotACall, Piece, Steps, Text, attempt
-from octavo.api.tool_calls import Known
+from octavo.api.tool_calls.format import Known, Lark
 from octavo.api.tool_calls.json_calls import dumps, loads
 
 _START, _END = "<|python_start|>", "<|python_end|>"
@@ -39,6 +39,9 @@ class Pythonic:
                 yield from attempt(text, self._calls(text, known))
             else:
                 yield from text.take(found)
+
+    def grammar(self, _lark: Lark) -> None:
+        return None
 
     def _calls(self, text: Text, known: Known) -> Steps[None]:
         yield from text.expect("[")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo.api.reading import NotACall, Piece, Steps, Text, attempt, held
-from octavo.api.tool_calls import Known
+from octavo.api.tool_calls.format import Known, Lark
 from octavo.api.tool_calls.json_calls import dumps, is_name, loads
 
 _NAME = re.compile(r"[^<>\"\s{}\[\]]*")
@@ -44,6 +44,9 @@ class Tagged:
                 inside = False
             elif (yield from attempt(text, self._call(text, known))):
                 inside = True
+
+    def grammar(self, _lark: Lark) -> None:
+        return None
 
     def _call(self, text: Text, known: Known) -> Steps[None]:
         yield from text.take(self.around[0])
