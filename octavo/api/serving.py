@@ -143,7 +143,11 @@ def tcp_address(config: ServerConfig, listener: socket.socket) -> str:
 def welcome(engine: AsyncLLMEngine, config: ServerConfig, url: str) -> str:
     """What stands in the terminal once requests are answered: where, what, and how to try it."""
     name = (engine.config.model.served_model_name or (engine.checkpoint.name,))[0]
-    if engine.config.model.chat_template or engine.tokenizer.chat_template:
+    if "generate" not in engine.ability.tasks:
+        path, body = "/v1/score", {"model": name, "text_1": "How do I bake bread?", "text_2": "Knead the dough."}
+        if "embed" in engine.ability.tasks:
+            path, body = "/v1/embeddings", {"model": name, "input": "How do I bake bread?"}
+    elif engine.config.model.chat_template or engine.tokenizer.chat_template:
         path, body = "/v1/chat/completions", {"model": name, "messages": [{"role": "user", "content": "Hello!"}]}
     else:
         path, body = "/v1/completions", {"model": name, "prompt": "Once upon a time"}
