@@ -32,6 +32,7 @@ from octavo.api.limits import Limits
 from octavo.api.ollama import embed as ollama_embed
 from octavo.api.ollama import generate as ollama_generate
 from octavo.api.ollama import models as ollama_models
+from octavo.api.ollama import store as ollama_store
 from octavo.api.openai import batches, chat, completions, embeddings, files, models
 from octavo.api.openapi import with_description
 from octavo.api.operation import Operation
@@ -55,6 +56,7 @@ _LISTED: tuple[Operation, ...] = (
     *ollama_generate.OPERATIONS,
     *ollama_models.OPERATIONS,
     *ollama_embed.OPERATIONS,
+    *ollama_store.OPERATIONS,
     *tokens.OPERATIONS,
     *generate.OPERATIONS,
     *files.OPERATIONS,

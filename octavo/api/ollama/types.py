@@ -247,5 +247,27 @@ class EmbeddingsAnswer(Struct, kw_only=True):
     embedding: list[float]
 
 
+# ---- the models on this machine ----
+
+
+class PullRequest(Struct, kw_only=True):
+    model: Name | None = None
+    name: Name | None = None  # its older name
+    stream: bool | None = None
+    insecure: bool | None = None
+
+
+class PullProgress(Struct, kw_only=True, omit_defaults=True):
+    status: str
+    digest: str = ""  # of what is being fetched
+    total: int = 0
+    completed: int = 0
+
+
+class DeleteRequest(Struct, kw_only=True):
+    model: Name | None = None
+    name: Name | None = None
+
+
 class VersionAnswer(Struct, kw_only=True):
     version: str
