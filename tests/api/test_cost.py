@@ -57,8 +57,8 @@ def test_what_each_key_used_is_summed_up() -> None:
         "compute_seconds_total": 1.5,
         "energy_joules_total": 12,
     }
-    assert {name: value for (name, tenant), value in found.items() if tenant == "api-key:1"} == whole
-    of_two = {name: value for (name, tenant), value in found.items() if tenant == "api-key:2"}
+    assert {name: value for (name, tenant), value in found.items() if tenant == "api-key:0"} == whole
+    of_two = {name: value for (name, tenant), value in found.items() if tenant == "api-key:1"}
     assert of_two["requests_total"] == 1
     assert of_two["compute_seconds_total"] >= 0.25
     assert of_two["energy_joules_total"] == 8 * of_two["compute_seconds_total"]
