@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
-from qa_server import QaServer, refused, until
+from batch_kills import upload
+from qa_server import QaServer, refused, serve, until
+from tiny_model import NAME
 
 pytestmark = pytest.mark.qa
 
@@ -149,9 +152,45 @@ def test_row_70_loading_and_unloading_adapters(server: QaServer) -> None:
         refused(server.post(path, {"lora_name": "a"}), 404)
 
 
-@pytest.mark.parametrize("path", ["/v1/batches", "/v1/files", "/v1/uploads"])
-def test_row_71_batches_and_files(server: QaServer, path: str) -> None:
-    refused(server.post(path, {"input_file_id": "x", "endpoint": "http://127.0.0.1/"}), 404)
+def test_row_71_batches_and_files_of_a_server_without_a_folder(server: QaServer) -> None:
+    refused(server.post("/v1/batches", {"input_file_id": "x"}), 404, code="data_dir_missing")
+    refused(server.post("/v1/files", {}), 415, code="unsupported_content_type")
+    refused(server.post("/v1/uploads", {}), 404)
+
+
+def test_row_71_lines_that_are_wrong(tiny_model: Path, tmp_path: Path) -> None:
+    """None of such a file is run, its owner is told which lines; what goes wrong within a line ends that line only."""
+    url = "/v1/completions"
+
+    def line(name: str, **fields: Any) -> bytes:
+        body = {"model": NAME, "prompt": "a", "max_tokens": 2}
+        return json.dumps({"custom_id": name, "method": "POST", "url": url, "body": body, **fields}).encode() + b"\n"
+
+    wrong = {
+        b'{"custom_id": \n': "invalid_json_line",
+        line("long", body={"x": "y" * (17 << 20)}): "line_too_long",
+        line("good"): "duplicate_custom_id",
+        line("elsewhere", url="http://127.0.0.1/"): "mismatched_endpoint",
+        line("admin", url="/metrics"): "mismatched_endpoint",
+    }
+    with serve(tiny_model, tmp_path, "--data-dir", str(tmp_path / "data")) as server:
+
+        def run(content: bytes) -> Any:
+            body = {"input_file_id": upload(server, content), "endpoint": url, "completion_window": "24h"}
+            batch = server.post("/v1/batches", body).json
+            while batch["status"] in ("validating", "in_progress", "finalizing"):
+                batch = server.get(f"/v1/batches/{batch['id']}").json
+            return batch
+
+        for content, code in wrong.items():
+            failed = run(line("good") + content)
+            assert failed["status"] == "failed"
+            assert [(error["code"], error["line"]) for error in failed["errors"]["data"]] == [(code, 2)]
+        ended = run(line("good") + line("refused", body={"model": "another", "prompt": "a"}))
+        assert ended["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
+        head = server.head("/v1/files", "content-type: multipart/form-data; boundary=b", f"content-length: {1 << 40}")
+        refused(server.raw(head + b"\r\n"), 413, code="request_too_large")
+        assert server.get("/ready").status == 200
 
 
 @pytest.mark.parametrize("path", ADMIN)
