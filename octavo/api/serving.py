@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Coroutine
+from typing import Any
 
 from octavo import __version__
 from octavo.api.app import build_app
@@ -143,17 +144,21 @@ def tcp_address(config: ServerConfig, listener: socket.socket) -> str:
 def welcome(engine: AsyncLLMEngine, config: ServerConfig, url: str) -> str:
     """What stands in the terminal once requests are answered: where, what, and how to try it."""
     name = (engine.config.model.served_model_name or (engine.checkpoint.name,))[0]
-    if "generate" not in engine.ability.tasks:
-        path, body = "/v1/score", {"model": name, "text_1": "How do I bake bread?", "text_2": "Knead the dough."}
-        if "embed" in engine.ability.tasks:
-            path, body = "/v1/embeddings", {"model": name, "input": "How do I bake bread?"}
-    elif engine.config.model.chat_template or engine.tokenizer.chat_template:
-        path, body = "/v1/chat/completions", {"model": name, "messages": [{"role": "user", "content": "Hello!"}]}
-    else:
-        path, body = "/v1/completions", {"model": name, "prompt": "Once upon a time"}
+    path, body = _example(engine, name)
     target = f"--unix-socket {config.uds} http://octavo{path}" if config.uds else url + path
     key = ' -H "Authorization: Bearer $KEY"' if config.api_key or config.api_key_file else ""
     return (
         f"octavo {__version__} serves {name} on {url} (context {engine.max_model_len} tokens)\n"
         f"  curl {target} -H 'Content-Type: application/json'{key} -d '{json.dumps(body)}'"
     )
+
+
+def _example(engine: AsyncLLMEngine, name: str) -> tuple[str, dict[str, Any]]:
+    """A path and a body of what the model is for."""
+    if "embed" in engine.ability.tasks and "generate" not in engine.ability.tasks:
+        return "/v1/embeddings", {"model": name, "input": "How do I bake bread?"}
+    if "generate" not in engine.ability.tasks:
+        return "/v1/score", {"model": name, "text_1": "How do I bake bread?", "text_2": "Knead the dough."}
+    if engine.config.model.chat_template or engine.tokenizer.chat_template:
+        return "/v1/chat/completions", {"model": name, "messages": [{"role": "user", "content": "Hello!"}]}
+    return "/v1/completions", {"model": name, "prompt": "Once upon a time"}
