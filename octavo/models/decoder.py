@@ -21,6 +21,7 @@ from octavo.layers.part import Part
 from octavo.layers.quantization.scheme import Dense
 from octavo.models.weights.slots import Names
 from octavo.plan import Ability
+from octavo.request import Task
 
 Norm = RMSNorm | LayerNorm
 
@@ -91,12 +92,13 @@ class Decoder(Part):
         self.names = names
         self.max_position = max_position
         self.vocab_size = embedding.matrix.out_features
+        self.tasks: tuple[Task, ...] = ("generate", "embed")
         self._layers = tuple(layers)
         self._next_norms = (*(layer.attention_norm for layer in layers[1:]), norm)
 
     @property
     def ability(self) -> Ability:
-        return Ability(width=self.embedding.matrix.in_features)
+        return Ability(tasks=self.tasks, width=self.embedding.matrix.in_features)
 
     def forward(
         self, token_ids_T: Tensor, positions_T: Tensor, attention: AttentionBackend, caches: Sequence[LayerCache]

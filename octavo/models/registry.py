@@ -36,6 +36,10 @@ FAMILIES: Mapping[str, str] = {
 }
 _ENCODERS = ("bert",)
 _GENERATIVE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+#: Decoders saved without what makes tokens of their hidden states: for embeddings.
+_HEADLESS = (
+    "LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model", "Gemma2Model", "Gemma3TextModel", "GPT2Model",
+)  # fmt: skip
 _ENCODING = ("Model", "ForSequenceClassification", "ForMaskedLM", "ForPreTraining")
 
 
@@ -51,13 +55,16 @@ def outline(config: dict[str, Any], dtype: torch.dtype) -> Model:
 
 
 def _build(config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> Model:
-    fields = _checked(config)
+    fields, headless = _checked(config)
     module = import_module(f"octavo.models.{FAMILIES[fields.model_type]}")
     model: Model = module.build(fields, dtype, device)
+    if headless and isinstance(model, Decoder):
+        model.tasks = ("embed",)
     return model.eval()
 
 
-def _checked(config: dict[str, Any]) -> Fields:
+def _checked(config: dict[str, Any]) -> tuple[Fields, bool]:
+    """The fields, and whether the checkpoint has no head."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise CheckpointError(f"model_type {model_type!r} is not supported; these are: {', '.join(FAMILIES)}")
@@ -70,12 +77,14 @@ def _checked(config: dict[str, Any]) -> Fields:
             f"weights quantized with {method!r} are not supported; use the unquantized checkpoint or GGUF"
         )
     names = config.get("architectures")
+    if isinstance(names, list) and names and names[0] in _HEADLESS:
+        return Fields({**config, "tie_word_embeddings": True}, model_type), True
     encodes = FAMILIES[model_type] in _ENCODERS
     served = _ENCODING if encodes else _GENERATIVE
     if isinstance(names, list) and names and not any(str(name).endswith(served) for name in names):
         what = "is no encoder of texts" if encodes else "does not generate text"
         raise CheckpointError(f"{shown(names[0])} {what}; octavo serves {', '.join(served)} models of this family")
-    return Fields(config, model_type)
+    return Fields(config, model_type), False
 
 
 def _check_memory(shapes: Model, device: torch.device) -> None:

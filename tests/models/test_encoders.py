@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     BertConfig,
+    LlamaConfig,
     PreTrainedConfig,
     PreTrainedModel,
     RobertaConfig,
@@ -153,8 +155,6 @@ def test_neighbours_in_the_batch_do_not_change_a_vector(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
 def test_where_a_decoders_prompt_is_cut_does_not_show(pooling: Any, tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
     config = LlamaConfig(**SIZES | {"num_attention_heads": 4, "num_key_value_heads": 2})
     oracle = save(config, AutoModelForCausalLM, tmp_path)
     params = PoolingParams(pooling=pooling, normalize=True)
@@ -165,3 +165,19 @@ def test_where_a_decoders_prompt_is_cut_does_not_show(pooling: Any, tmp_path: Pa
         expected = {"mean": hidden_TE.mean(0), "cls": hidden_TE[0], "last": hidden_TE[-1]}[pooling]
         torch.testing.assert_close(one, expected / expected.norm(), atol=2e-5, rtol=0)
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0)  # large products are not to the last bit
+
+
+def test_a_decoder_that_was_saved_without_a_head_embeds(tmp_path: Path) -> None:
+    config = LlamaConfig(**SIZES | {"num_attention_heads": 4, "num_key_value_heads": 2}, tie_word_embeddings=False)
+    oracle = save(config, AutoModel, tmp_path)
+    model = EngineConfig.of(model=str(tmp_path), dtype="float32", num_gpu_blocks_override=64)
+    executor = InProcessExecutor(model, resolve(model.model))
+    try:
+        assert executor.capacity.ability.tasks == ("embed",)
+        found = run(executor, TEXTS, PoolingParams(pooling="last", normalize=False))
+    finally:
+        executor.close()
+    for text, vector in zip(TEXTS, found, strict=True):
+        with torch.no_grad():
+            expected = oracle(torch.tensor([text])).last_hidden_state[0, -1]
+        torch.testing.assert_close(vector, expected, atol=2e-5, rtol=0)

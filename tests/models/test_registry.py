@@ -75,6 +75,25 @@ def test_refused(change: dict[str, Any], message: str) -> None:
         build(LLAMA | change, torch.float32, torch.device("cpu"))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architectures": ["BertForQuestionAnswering"]}, "'BertForQuestionAnswering' is no encoder of texts"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
+        ({"is_decoder": True}, "is_decoder"),
+        ({"num_attention_heads": 3}, "hidden_size 8 must be a multiple"),
+        ({"hidden_act": "mish"}, "hidden_act"),
+        ({"model_type": "roberta", "pad_token_id": 31}, "pad_token_id"),
+        ({"architectures": ["BertForSequenceClassification"], "num_labels": 0}, "num_labels"),
+        ({"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}, "does not generate text"),
+        ({"model_type": "llama", "architectures": ["LlamaBidirectionalModel"]}, "does not generate text"),
+    ],
+)
+def test_refused_encoders(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        build(LLAMA | {"model_type": "bert"} | change, torch.float32, torch.device("cpu"))
+
+
 @pytest.mark.parametrize("change", [{"n_head": 3}, {"n_layer": 0}, {"activation_function": "?"}, {"n_positions": -1}])
 def test_refused_gpt2(change: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match=next(iter(change))):
