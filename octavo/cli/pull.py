@@ -59,16 +59,19 @@ def run(options: argparse.Namespace) -> int:
 
 def _interruptible(work: Callable[[], Any], stop: threading.Event) -> Any:
     """The work's result. At Ctrl-C it is told to stop, and not waited for if it does not hear."""
-    with_thread = ThreadPoolExecutor(1)
-    result: Future[Any] = with_thread.submit(work)
+    threads = ThreadPoolExecutor(1)
+    result: Future[Any] | None = None
     try:
+        result = threads.submit(work)
         return result.result()
     except KeyboardInterrupt:
         stop.set()
         print("stopped; files that are whole stay, and the same command fetches the rest", file=sys.stderr)
         with suppress(Exception, KeyboardInterrupt):  # whatever it ends with, nobody asks any more
-            result.result(_PATIENCE_S)
+            if result is not None:
+                result.result(_PATIENCE_S)
+        threads.shutdown(wait=False)
         leave(130)
         raise
     finally:
-        with_thread.shutdown(wait=False)
+        threads.shutdown(wait=False)
