@@ -29,5 +29,7 @@ _CACHE_HOME = _folder("XDG_CACHE_HOME", Path.home() / ".cache")
 CACHE_DIR: Path = _folder("OCTAVO_CACHE", _CACHE_HOME / "octavo")
 #: 1: never touch the network; a model that is not cached is an error.
 OFFLINE: bool = _flag("OCTAVO_OFFLINE")
+#: Sent by the verbs that speak to a running server. Not a flag: other users of a machine see those.
+API_KEY: str | None = os.environ.get("OCTAVO_API_KEY") or None
 #: 1: ignore the compiled kernels and run on plain torch.
 NO_NATIVE: bool = _flag("OCTAVO_NO_NATIVE")

@@ -1,247 +1,195 @@
-"""A conversation with an engine, and the terminal loop around it.
+"""A conversation: what was said, how to answer, and who answers. Knows neither terminal nor network.
 
-`Conversation` keeps the history and streams answers; `talk` reads lines and commands. Models without a chat template
-continue each text by itself.
+`Speaker` is who answers: a model in this program (`speakers.Local`) or a running server (`speakers.Remote`).
 """
 
 from __future__ import annotations
 
-import asyncio
-import itertools
-import sys
-from collections.abc import Callable
-from contextlib import aclosing, suppress
+import json
+import os
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from octavo import env
-from octavo.cli.terminal import without_echo
-from octavo.config import EngineConfig
-from octavo.errors import InvalidRequest, Overloaded, RequestFailed
-from octavo.face import Engine
-from octavo.request import FinishReason, SamplingParams
+from octavo.errors import ConfigError
 
-_HISTORY_LINES = 1000
-_HELP = """\
-  /system TEXT   set the system message and begin anew (without TEXT: show it)
-  /clear         forget the conversation
-  /bye           leave; so does Ctrl-D
-  \"\"\"            begin or end a text of several lines
-  Ctrl-C         stop the answer"""
+#: What /set and the flags may change, by the names of requests.
+SETTINGS: dict[str, type] = {
+    "temperature": float,
+    "top_p": float,
+    "top_k": int,
+    "min_p": float,
+    "seed": int,
+    "max_tokens": int,
+    "presence_penalty": float,
+    "frequency_penalty": float,
+    "repetition_penalty": float,
+}
+_MOST_FILE_BYTES = 64 << 20
+
+Message = dict[str, str]
 
 
-class Conversation:
-    """`ask` answers and remembers; what was said of an answer that was stopped is remembered too."""
+class Write(Protocol):
+    def __call__(self, text: str, *, thought: bool = False) -> None:
+        """A piece of the answer, or of what is thought before it."""
 
-    def __init__(
-        self, engine: Engine, sampling: dict[str, Any], max_tokens: int | None = None, system: str | None = None
-    ) -> None:
-        self.engine = engine
-        self.params = SamplingParams(**{**engine.default_sampling, **sampling}, max_tokens=max_tokens)
-        self.system = system
-        self.messages: list[dict[str, str]] = []
-        self._requests = itertools.count()
 
-    @classmethod
-    async def start(
-        cls, config: EngineConfig, sampling: dict[str, Any], max_tokens: int | None, system: str | None
-    ) -> Conversation:
-        """Load the model. Raises CheckpointError, ConfigError or EngineDead."""
-        from octavo.engine.async_engine import AsyncLLMEngine
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An answer that came to its end. Seconds count from the question."""
 
-        engine = await AsyncLLMEngine.start(config)
-        try:
-            with_note = sys.stderr.isatty()
-            spinner = asyncio.create_task(_spin(f"loading {engine.checkpoint.name}")) if with_note else None
-            try:
-                await engine.wait_ready()
-            finally:
-                if spinner is not None:
-                    spinner.cancel()
-                    await asyncio.wait({spinner})
-            return cls(engine, sampling, max_tokens, system)
-        except BaseException:
-            await engine.shutdown()
-            raise
+    cut: str | None  # why it was cut short, if it was
+    prompt_tokens: int | None
+    output_tokens: int | None
+    first_token_s: float | None
+    seconds: float
 
-    async def close(self) -> None:
-        await self.engine.shutdown()
+
+@dataclass(slots=True)
+class Settings:
+    sampling: dict[str, Any] = field(default_factory=dict)  # what was said of SETTINGS
+    structure: dict[str, Any] | None = None  # StructuredOutputs' fields: json or json_object
+
+
+class Speaker(Protocol):
+    @property
+    def name(self) -> str:
+        """The model's."""
+
+    @property
+    def where(self) -> str:
+        """For people: where it runs."""
 
     @property
     def chats(self) -> bool:
         """Whether the model knows turns; without a template it only continues texts."""
-        return bool(self.engine.config.model.chat_template or self.engine.tokenizer.chat_template)
+
+    async def answer(self, messages: list[Message], settings: Settings, write: Write) -> Ended:
+        """Raises an OctavoError. Cancelled, it stops the answer."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Conversation:
+    """`ask` answers and remembers; what was said of an answer that was stopped is remembered too.
+
+    find: makes the speaker of a model's name, for `change`. Without it there is no other.
+    """
+
+    def __init__(
+        self,
+        speaker: Speaker,
+        settings: Settings | None = None,
+        system: str | None = None,
+        find: Callable[[str], Awaitable[Speaker]] | None = None,
+    ) -> None:
+        self.speaker = speaker
+        self.settings = settings or Settings()
+        self.system = system
+        self.messages: list[Message] = []
+        self._find = find
+
+    async def close(self) -> None:
+        await self.speaker.close()
 
     def clear(self) -> None:
         self.messages.clear()
 
-    async def ask(self, text: str, write: Callable[[str], None]) -> str | None:
-        """Write the answer as it comes; returns why it was cut short, if it was.
-
-        Raises what the engine raises; the question is forgotten then.
-        """
-        if not self.chats:
-            _, prompt = await self.engine.encode(text)
-            return await self._stream(prompt, write)
-        self.messages.append({"role": "user", "content": text})
+    async def ask(self, text: str, write: Write) -> Ended:
+        """Raises what the speaker raises; the question is forgotten then."""
+        asked = {"role": "user", "content": text}
+        if not self.speaker.chats:
+            return await self.speaker.answer([asked], self.settings, write)
+        self.messages.append(asked)
         answer: list[str] = []
 
-        def note(piece: str) -> None:
-            answer.append(piece)
-            write(piece)
+        def note(text: str, *, thought: bool = False) -> None:
+            if not thought:
+                answer.append(text)
+            write(text, thought=thought)
 
+        system = [{"role": "system", "content": self.system}] if self.system else []
         try:
-            return await self._stream(await self._prompt(), note)
+            return await self.speaker.answer([*system, *self.messages], self.settings, note)
         finally:
             if answer:
                 self.messages.append({"role": "assistant", "content": "".join(answer)})
             else:
                 self.messages.pop()
 
-    async def _prompt(self) -> list[int]:
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        text = self.engine.chat_template.render([*system, *self.messages], add_generation_prompt=True)
-        _, ids = await self.engine.encode(text, add_special_tokens=False)
-        return ids
+    def take_back(self) -> str | None:
+        """The last question, which is forgotten with its answer; None: there is none."""
+        while self.messages:
+            last = self.messages.pop()
+            if last["role"] == "user":
+                return last["content"]
+        return None
 
-    async def _stream(self, prompt: list[int], write: Callable[[str], None]) -> str | None:
-        tokens, reason = 0, None
-        outputs = self.engine.generate(prompt, self.params, f"run-{next(self._requests)}", output_kind="delta")
-        async with aclosing(outputs):  # type: ignore[type-var]
-            async for output in outputs:
-                part = output.outputs[0]
-                tokens, reason = tokens + len(part.token_ids), part.finish_reason
-                if part.text:
-                    write(part.text)
-        return self._cut(reason, tokens)
+    def set(self, name: str, value: str | None) -> None:
+        """Change a setting; None: back to the model's default. Raises ConfigError."""
+        if name not in SETTINGS:
+            raise ConfigError(f"{name!r} is no setting; these are: {', '.join(SETTINGS)}")
+        if value is None:
+            self.settings.sampling.pop(name, None)
+            return
+        from octavo.request import SamplingParams
 
-    def _cut(self, reason: FinishReason | None, tokens: int) -> str | None:
-        if reason != "length":
-            return None
-        if tokens == self.params.max_tokens:
-            return f"cut after {tokens} tokens; --max-tokens N sets another limit"
-        return f"cut: the context of {self.engine.max_model_len} tokens is full"
-
-
-async def _spin(note: str) -> None:
-    """A sign of life on a terminal, which leaves no trace."""
-    try:
-        for frame in itertools.cycle("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"):
-            sys.stderr.write(f"\r{frame} {note} ")
-            sys.stderr.flush()
-            await asyncio.sleep(0.1)
-    finally:
-        sys.stderr.write("\r\x1b[K")
-        sys.stderr.flush()
-
-
-def talk(conversation: Conversation, runner: asyncio.Runner, prompt: str | None) -> int:
-    """One answer, or lines from the terminal until the user leaves; the exit status."""
-    if prompt is not None:
-        cut = None
         try:
-            with without_echo():
-                cut = runner.run(conversation.ask(prompt, _print))
-        finally:
-            _print("\n")
-        if cut is not None:
-            _print_note(f"({cut})\n")
-        return 0
-    _print_note(f"{conversation.engine.checkpoint.name}; /help lists commands, Ctrl-D leaves\n")
-    if not conversation.chats:
-        _print_note("this model has no chat template: it continues each text by itself\n")
-    with Lines() as lines:
-        while (text := lines.read()) is not None:
-            if text.startswith("/"):
-                if not _command(conversation, text):
-                    break
-            elif text.strip():
-                _answer(conversation, runner, text)
-    return 0
+            number = SETTINGS[name](value)
+        except ValueError:
+            raise ConfigError(f"{name} is a number, not {value!r}") from None
+        SamplingParams(**{name: number})  # raises InvalidRequest, saying the range
+        self.settings.sampling[name] = number
 
+    async def change(self, name: str) -> None:
+        """Go on with another model; what was said stays. Raises an OctavoError, and the one before stays."""
+        if self._find is None:
+            raise ConfigError("no other model can be had here")
+        found = await self._find(name)
+        before, self.speaker = self.speaker, found
+        await before.close()
 
-def _answer(conversation: Conversation, runner: asyncio.Runner, text: str) -> None:
-    note = None
-    try:
-        with without_echo():
-            note = runner.run(conversation.ask(text, _print))
-        note = note and f"\n({note})"
-    except KeyboardInterrupt:
-        pass
-    except InvalidRequest as error:
-        hint = "; /clear begins anew" if conversation.messages else ""
-        note = f"{error.message}{hint}"
-    except (Overloaded, RequestFailed) as error:
-        note = error.message
-    _print_note(note or "")
-    _print("\n")
-
-
-def _command(conversation: Conversation, line: str) -> bool:
-    """Obey a line that begins with a slash; False: leave."""
-    name, _, rest = line.partition(" ")
-    match name:
-        case "/bye" | "/exit" | "/quit":
-            return False
-        case "/clear":
-            conversation.clear()
-        case "/system" if rest.strip():
-            conversation.system = rest.strip()
-            conversation.clear()
-        case "/system":
-            _print_note(f"{conversation.system or 'no system message'}\n")
-        case "/help" | "/?":
-            _print_note(_HELP + "\n")
-        case _:
-            _print_note(f"unknown command {name}\n{_HELP}\n")
-    return True
-
-
-class Lines:
-    """What the user types, with history across sessions where readline is at hand."""
-
-    def __init__(self) -> None:
-        self._file: Path = env.CACHE_DIR / "history"
-
-    def __enter__(self) -> Lines:
-        with suppress(ImportError, OSError):
-            import readline
-
-            readline.set_history_length(_HISTORY_LINES)
-            readline.read_history_file(self._file)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with suppress(ImportError, OSError):
-            import readline
-
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            readline.write_history_file(self._file)
-            self._file.chmod(0o600)
-
-    def read(self) -> str | None:
-        """A line, or the lines between two `\"\"\"`; None at the end. Ctrl-C drops what was typed."""
+    def save(self, path: Path) -> None:
+        """For its owner's eyes only. Raises ConfigError."""
+        content = {
+            "model": self.speaker.name,
+            "system": self.system,
+            "settings": self.settings.sampling,
+            "messages": self.messages,
+        }
         try:
-            line = input(">>> ")
-            if not line.startswith('"""'):
-                return line
-            lines = [line.removeprefix('"""')]
-            while not lines[-1].endswith('"""'):
-                lines.append(input("... "))
-            return "\n".join(lines).removesuffix('"""').strip()
-        except KeyboardInterrupt:
-            _print("\n")
-            return ""
-        except EOFError:
-            _print("\n")
-            return None
+            with open(os.open(path.expanduser(), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+                json.dump(content, file, indent=2, ensure_ascii=False)
+                file.write("\n")
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
+
+    def load(self, path: Path) -> None:
+        """What `save` wrote, in place of what was said here; the model stays. Raises ConfigError."""
+        try:
+            with path.expanduser().open() as file:
+                content = json.loads(file.read(_MOST_FILE_BYTES))
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+        except (ValueError, RecursionError):
+            raise ConfigError(f"{path}: is not a conversation that /save wrote") from None
+        messages, system = _said(path, content)
+        settings = content.get("settings", {})
+        kept = {name: kind for name, kind in SETTINGS.items() if isinstance(settings, dict) and name in settings}
+        self.messages, self.system = messages, system
+        for name in kept:
+            self.set(name, str(settings[name]))
 
 
-def _print(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
-def _print_note(text: str) -> None:
-    sys.stderr.write(text)
-    sys.stderr.flush()
+def _said(path: Path, content: Any) -> tuple[list[Message], str | None]:
+    with suppress(KeyError, TypeError):
+        messages = [{"role": entry["role"], "content": entry["content"]} for entry in content["messages"]]
+        system = content.get("system")
+        right = all(entry["role"] in ("user", "assistant") and isinstance(entry["content"], str) for entry in messages)
+        if right and (system is None or isinstance(system, str)):
+            return messages, system
+    raise ConfigError(f"{path}: is not a conversation that /save wrote")

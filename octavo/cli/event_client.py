@@ -13,12 +13,17 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+_MOST_REFUSAL = 4000  # bytes
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})\b")
 _CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,8})\s*(?:;.*)?\r?\n")
 
 
 class ServerError(Exception):
-    """The server answered something else than a complete stream of events."""
+    """The server answered something else than a complete stream of events; `status` and `body`, if it answered."""
+
+    def __init__(self, message: str | None, status: int | None = None, body: bytes = b"") -> None:
+        super().__init__(message)
+        self.status, self.body = status, body
 
 
 async def post_events(url: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> AsyncIterator[bytes]:
@@ -31,12 +36,14 @@ async def post_events(url: str, body: Mapping[str, Any], headers: Mapping[str, s
         writer.write(_request(parts.path, parts.netloc, json.dumps(body).encode(), headers))
         status, chunked = await _head(reader)
         if status != 200 or not chunked:
-            answer = (await reader.read(2000)).decode(errors="replace")
-            raise ServerError(f"HTTP {status}: {answer}")
+            answer = await reader.read(_MOST_REFUSAL)
+            raise ServerError(f"HTTP {status}: {answer.decode(errors='replace')}", status, answer)
         pending = b""
         async for chunk in _chunks(reader):
             *events, pending = (pending + chunk).split(b"\n\n")
             for event in events:
+                if not event.startswith(b"data: "):  # a sign of life
+                    continue
                 data = event.removeprefix(b"data: ")
                 if data == b"[DONE]":
                     return

@@ -22,6 +22,8 @@ VERBS = {
     "list": ("list", "the models on this machine"),
     "show": ("show", "what a model is"),
     "rm": ("rm", "delete a model"),
+    "ps": ("ps", "what a running server has loaded"),
+    "stop": ("stop", "have a running server unload a model"),
     "plan": ("plan", "what a model would take of this machine, and give"),
     "keys new": ("keys_new", "make an API key for a server's file of keys"),
     "bench latency": ("bench_latency", "how long one batch takes"),

@@ -43,11 +43,7 @@ def run(options: argparse.Namespace) -> int:
     cache = Path(options.download_dir) if options.download_dir else None
     with Bar(options.model.rpartition("/")[2]) as bar:
         stop = threading.Event()
-
-        def report(progress: tuple[int, int]) -> None:
-            if stop.is_set():
-                raise Stopped
-            bar.report(progress)
+        report = stoppable(bar.report, stop)
 
         def pull() -> Any:
             return store.pull(options.model, revision=options.revision, cache=cache, report=report)
@@ -55,6 +51,17 @@ def run(options: argparse.Namespace) -> int:
         model = _interruptible(pull, stop)
     print(f"{model.name}: {model.format}, {size(model.size)}; try octavo run {model.name}")
     return 0
+
+
+def stoppable(report: Callable[[tuple[int, int]], None], stop: threading.Event) -> Callable[[tuple[int, int]], None]:
+    """The same, ending the download that calls it once `stop` is set."""
+
+    def stopping(progress: tuple[int, int]) -> None:
+        if stop.is_set():
+            raise Stopped
+        report(progress)
+
+    return stopping
 
 
 def _interruptible(work: Callable[[], Any], stop: threading.Event) -> Any:

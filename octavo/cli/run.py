@@ -1,33 +1,44 @@
 """`octavo run` and `octavo chat`: one answer, or a conversation, in the terminal.
 
-The engine works in a process of its own, so Ctrl-C stops an answer and nothing else. What the model says goes to
-standard output and everything else to standard error, so answers can be piped.
+A running server that has the model answers; else the model is loaded here, in a process of its own, so Ctrl-C stops an
+answer and nothing else. What the model says goes to standard output and everything else to standard error, so answers
+can be piped.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import json
 import os
 import stat
 import sys
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
-from octavo.cli.flags import Parser, add_engine_flags, engine_config, number
+from octavo import env
+from octavo.cli.client import DEFAULT_URL, Server
+from octavo.cli.conversation import Conversation, Settings, Speaker
+from octavo.cli.flags import Parser, add_engine_flags, engine_config, given, number
 from octavo.cli.leaving import leave
 from octavo.cli.measure import count_flag
-from octavo.errors import ConfigError
+from octavo.config import SECTIONS, EngineConfig, replace
+from octavo.errors import CheckpointError, ConfigError
 
 USAGE = "[MODEL] [PROMPT] [flags]"
 DESCRIPTION = """\
 Answer one prompt, from the command line or a pipe, or chat when there is none. Of both, what comes through the pipe
-follows the prompt.
+follows the prompt. A server on this machine that has the model is asked; else, or with --local or any flag of the
+engine, the model is loaded here.
 
   octavo run "Why is the sky blue?"
   octavo run Qwen/Qwen2.5-0.5B-Instruct
   echo "Say hello in French." | octavo run
-  octavo run "Summarise this:" < report.txt
+  cat report.txt | octavo run "Summarise this:"
+  octavo run "Name three rivers" --json-schema rivers.json
 
 The first word is a model if it is a file or folder, ends in .gguf, or has the form of a hub id such as org/name."""
 
@@ -41,36 +52,127 @@ def add_arguments(parser: Parser) -> None:
     group.add_argument("--top-k", type=number(int), metavar="N", help="draw from the N likeliest tokens")
     count_flag(group, "--max-tokens", 1024, "tokens of the longest answer")  # a small model may never end by itself
     group.add_argument("--seed", dest="sampling_seed", type=number(int), metavar="N", help="for answers that repeat")
+    group.add_argument("--format", choices=("json",), help="json: the answer is a JSON object")
+    group.add_argument("--json-schema", metavar="FILE", help="the answer follows the JSON schema in this file")
+    group.add_argument("--verbose", action="store_true", help="say how long each answer took")
+    group.add_argument("--no-history", action="store_true", help="keep nothing of what is typed")
+    where = parser.add_argument_group("Who answers")
+    where.add_argument(
+        "--url",
+        metavar="URL",
+        help="a server; a key for it is taken from the environment variable OCTAVO_API_KEY "
+        f"(default: {DEFAULT_URL} if it has the model)",
+    )
+    where.add_argument("--local", action="store_true", help="load the model here, whatever server runs")
     add_engine_flags(parser, without=("seed",))
 
 
 def run(options: argparse.Namespace) -> int:
-    import asyncio
-
-    from octavo.cli.conversation import Conversation, talk
+    from octavo.cli.talk import talk
     from octavo.logs import configure_logging
 
     configure_logging("warning")
     model, prompt = split_words(options.words)
+    model, prompt = _served_here(options, model, prompt)
     config = engine_config(options, model)
+    settings = Settings(_sampling(options), structure(options.format, options.json_schema))
     prompt = read_prompt(model, prompt)
+
+    async def find(name: str | None) -> Speaker:
+        return await find_speaker(options, replace(config, model=replace(config.model, model=name)))
+
+    with asyncio.Runner() as runner:
+        try:
+            speaker = runner.run(find(config.model.model))
+        except KeyboardInterrupt:
+            leave(130)
+            raise
+        conversation = Conversation(speaker, settings, options.system, find)
+        try:
+            return talk(conversation, runner, prompt, verbose=options.verbose, history=not options.no_history)
+        finally:
+            runner.run(conversation.close())
+
+
+async def find_speaker(options: argparse.Namespace, config: EngineConfig) -> Speaker:
+    """A server that was named or is near and has the model, else the model itself. Raises OctavoError."""
+    from octavo.checkpoint.embedded import DEFAULT
+    from octavo.cli.speakers import Local, Remote
+
+    name = config.model.model
+    if options.url is not None:
+        return await Remote.find(Server(options.url, env.API_KEY), name)
+    if may_be_near(options, name):
+        near = await asyncio.to_thread(Remote.nearby, Server(DEFAULT_URL, env.API_KEY), name or DEFAULT.name)
+        if near is not None:
+            return near
+    await _fetch(config)
+    return await Local.start(config)
+
+
+def may_be_near(options: argparse.Namespace, name: str | None) -> bool:
+    """Whether a server's model could stand for the one meant here: flags of the engine say how it has to be loaded."""
+    flags = given(options, SECTIONS).keys() - {"model"}
+    return not options.local and not flags and not (name and Path(name).expanduser().exists())
+
+
+def _served_here(options: argparse.Namespace, model: str | None, prompt: str | None) -> tuple[str | None, str | None]:
+    """A single word that a server near calls one of its models is no prompt."""
+    from octavo.cli.speakers import Remote
+
+    one_word = model is None and prompt is not None and not any(character.isspace() for character in prompt)
+    if prompt is None or not one_word or not may_be_near(options, None):
+        return model, prompt
+    near = Remote.nearby(Server(options.url or DEFAULT_URL, env.API_KEY), prompt)
+    return (near.name, None) if near is not None else (model, prompt)
+
+
+def structure(form: str | None, schema: str | None) -> dict[str, Any] | None:
+    """What the flags say an answer has to look like, as StructuredOutputs' fields. Raises ConfigError."""
+    if schema is None:
+        return {"json_object": True} if form == "json" else None
+    try:
+        return {"json": json.loads(Path(schema).expanduser().read_text())}
+    except OSError as error:
+        raise ConfigError(f"--json-schema {schema}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"--json-schema {schema}: is not JSON: {error}") from None
+
+
+def _sampling(options: argparse.Namespace) -> dict[str, Any]:
     sampling = {
         "temperature": options.temperature,
         "top_p": options.top_p,
         "top_k": options.top_k,
         "seed": options.sampling_seed,
+        "max_tokens": options.max_tokens,
     }
-    given = {name: value for name, value in sampling.items() if value is not None}
-    with asyncio.Runner() as runner:
+    return {name: value for name, value in sampling.items() if value is not None}
+
+
+async def _fetch(config: EngineConfig) -> None:
+    """With a bar, what would else be fetched while the model is being loaded. Errors are loading's to tell."""
+    from octavo.checkpoint import embedded, hub, store
+    from octavo.cli.display import Bar
+    from octavo.cli.pull import stoppable
+
+    model = config.model
+    name = model.model or embedded.DEFAULT.name
+    own = name.lower() in embedded.EMBEDDED
+    cache = Path(model.download_dir) if model.download_dir else None
+    if model.load_format == "dummy" or Path(name).expanduser().exists() or not (own or hub.parse(name)):
+        return
+    kept = store.find(name, cache)
+    if env.OFFLINE or not sys.stderr.isatty() or (kept is not None and kept.complete):
+        return
+    stop = threading.Event()
+    with Bar(name.rpartition("/")[2]) as bar, suppress(CheckpointError):
         try:
-            conversation = runner.run(Conversation.start(config, given, options.max_tokens, options.system))
-        except KeyboardInterrupt:
-            leave(130)
+            report = stoppable(bar.report, stop)
+            await asyncio.to_thread(store.pull, name, revision=model.revision, cache=cache, report=report)
+        except asyncio.CancelledError:
+            stop.set()
             raise
-        try:
-            return talk(conversation, runner, prompt)
-        finally:
-            runner.run(conversation.close())
 
 
 def read_prompt(model: str | None, prompt: str | None) -> str | None:

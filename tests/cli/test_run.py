@@ -16,10 +16,12 @@ from fake_engine import FakeEngine
 from msgspec import structs
 
 from octavo import env
-from octavo.cli import conversation as module
-from octavo.cli.conversation import Conversation, talk
+from octavo.cli import talk as module
+from octavo.cli.conversation import Conversation, Settings
 from octavo.cli.flags import Parser
 from octavo.cli.run import add_arguments, read_prompt, split_words
+from octavo.cli.speakers import Local
+from octavo.cli.talk import talk
 from octavo.errors import ConfigError, EngineDead, InvalidRequest, Overloaded, RequestFailed
 
 
@@ -92,6 +94,10 @@ def runner(tmp_path, monkeypatch) -> Iterator[asyncio.Runner]:
         yield runner
 
 
+def with_engine(engine: FakeEngine, system: str | None = None, **sampling: float) -> Conversation:
+    return Conversation(Local(engine), Settings(sampling), system)
+
+
 def typing(monkeypatch: pytest.MonkeyPatch, *lines: str | type[BaseException]) -> None:
     """What the user types; at the end, Ctrl-D."""
     pending = list(lines)
@@ -111,7 +117,7 @@ def prompts(engine: FakeEngine) -> list[str]:
 
 def test_one_prompt_is_answered_and_nothing_else_is_printed(runner, capsys) -> None:
     engine = FakeEngine(default_sampling={"temperature": 0.3, "top_k": 5})
-    conversation = Conversation(engine, {"temperature": 0.0}, max_tokens=50, system="Be brief")
+    conversation = with_engine(engine, "Be brief", temperature=0.0, max_tokens=50)
     assert talk(conversation, runner, "Hi") == 0
     assert capsys.readouterr() == ("Hello, wörld! 0\n", "")
     assert prompts(engine) == ["<system>Be brief<user>Hi<assistant>"]
@@ -128,7 +134,7 @@ def test_an_answer_that_was_cut_says_so(runner, monkeypatch, capsys, max_tokens,
     engine = FakeEngine(max_model_len=context)
     typing(monkeypatch, "Hi")
     monkeypatch.setattr(engine, "generate", cut_at_context(engine))
-    assert talk(Conversation(engine, {}, max_tokens), runner, prompt) == 0
+    assert talk(with_engine(engine, max_tokens=max_tokens), runner, prompt) == 0
     out, err = capsys.readouterr()
     assert out.startswith("Hello\n")
     assert note in err
@@ -167,7 +173,7 @@ def test_nothing_typed_appears_in_an_answer(runner, monkeypatch) -> None:
     monkeypatch.setattr(module, "_print", lambda text: silent.append(hidden) if text.strip() else None)
     typing(monkeypatch, "one")
     for prompt in ("Hi", None):
-        talk(Conversation(FakeEngine(), {}), runner, prompt)
+        talk(with_engine(FakeEngine()), runner, prompt)
     assert silent
     assert all(silent)
 
@@ -175,7 +181,7 @@ def test_nothing_typed_appears_in_an_answer(runner, monkeypatch) -> None:
 def test_a_conversation_remembers(runner, monkeypatch, capsys) -> None:
     engine = FakeEngine(reply=lambda prompt, _: "yes", max_model_len=1000)
     typing(monkeypatch, "one", "  ", "two", "/clear", "three", "/system Be kind", "four", "/system", "/bye", "never")
-    assert talk(Conversation(engine, {}), runner, None) == 0
+    assert talk(with_engine(engine), runner, None) == 0
     assert prompts(engine) == [
         "<user>one<assistant>",
         "<user>one<assistant>yes<user>two<assistant>",
@@ -189,15 +195,15 @@ def test_a_conversation_remembers(runner, monkeypatch, capsys) -> None:
 
 def test_several_lines_and_unknown_commands(runner, monkeypatch, capsys) -> None:
     engine = FakeEngine(reply=lambda prompt, _: "yes")
-    typing(monkeypatch, '"""a', "b", 'c"""', "/what", "/help")
-    talk(Conversation(engine, {}), runner, None)
+    typing(monkeypatch, '"""a', "b", 'c"""', "/waht", "/hlep")
+    talk(with_engine(engine), runner, None)
     assert prompts(engine) == ["<user>a\nb\nc<assistant>"]
-    assert "unknown command /what" in capsys.readouterr().err
+    assert "there is no command /hlep; did you mean /help?" in capsys.readouterr().err
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(runner, monkeypatch, capsys) -> None:
     engine = FakeEngine(max_model_len=1000)
-    conversation = Conversation(engine, {})
+    conversation = with_engine(engine)
     written: list[str] = []
 
     def interrupted(text: str) -> None:
@@ -217,7 +223,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(runner, monkeypatch, capsys
 def test_a_refused_question_is_forgotten(runner, monkeypatch, capsys) -> None:
     engine = FakeEngine(max_model_len=60, reply=lambda prompt, _: "yes")
     typing(monkeypatch, "one", "x" * 100, "two")
-    talk(Conversation(engine, {}), runner, None)
+    talk(with_engine(engine), runner, None)
     assert "/clear begins anew" in capsys.readouterr().err
     assert prompts(engine)[1] == "<user>one<assistant>yes<user>two<assistant>"
 
@@ -231,7 +237,7 @@ def test_a_failed_answer_does_not_end_the_conversation(runner, monkeypatch, caps
 
     typing(monkeypatch, "one", "two", "three")
     engine = FakeEngine(reply=reply, max_model_len=1000)
-    assert talk(Conversation(engine, {}), runner, None) == 0
+    assert talk(with_engine(engine), runner, None) == 0
     out, err = capsys.readouterr()
     assert out == "yes\n\nyes\n\n"
     assert error.message in err
@@ -241,7 +247,7 @@ def test_a_failed_answer_does_not_end_the_conversation(runner, monkeypatch, caps
 def test_an_engine_that_died_ends_the_conversation(runner, monkeypatch) -> None:
     typing(monkeypatch, "one", "two")
     with pytest.raises(EngineDead):
-        talk(Conversation(FakeEngine(error=EngineDead("gone")), {}), runner, None)
+        talk(with_engine(FakeEngine(error=EngineDead("gone"))), runner, None)
 
 
 DOWNLOAD = """
@@ -250,8 +256,9 @@ from octavo.cli.main import main
 from octavo.engine.async_engine import AsyncLLMEngine
 
 def download():
-    os.kill(os.getpid(), signal.SIGINT)
-    threading.Event().wait(60)
+    for _ in range(100):  # one that comes while the loop goes to sleep is not heard
+        os.kill(os.getpid(), signal.SIGINT)
+        threading.Event().wait(0.5)
 
 async def start(config):
     await asyncio.to_thread(download)
@@ -270,7 +277,7 @@ def test_without_a_template_texts_are_continued(runner, monkeypatch, capsys) -> 
     engine = FakeEngine(reply=lambda prompt, _: " upon")
     engine.tokenizer.chat_template = None
     typing(monkeypatch, "Once", "Twice")
-    talk(Conversation(engine, {}), runner, None)
+    talk(with_engine(engine), runner, None)
     assert [call["prompt"] for call in engine.calls] == [[256, *b"Once"], [256, *b"Twice"]]
     assert "no chat template" in capsys.readouterr().err
 
@@ -278,4 +285,4 @@ def test_without_a_template_texts_are_continued(runner, monkeypatch, capsys) -> 
 def test_an_engine_that_refuses_one_prompt_is_an_error(runner) -> None:
     engine = FakeEngine(error=InvalidRequest("no"))
     with pytest.raises(InvalidRequest):
-        talk(Conversation(engine, {}), runner, "Hi")
+        talk(with_engine(engine), runner, "Hi")
