@@ -15,7 +15,15 @@ from urllib.parse import quote, urlsplit
 
 from octavo import env
 from octavo.cli.flags import Parser
-from octavo.errors import ConfigError, Forbidden, ModelNotFound, OctavoError, Unauthorized
+from octavo.errors import (
+    ConfigError,
+    Forbidden,
+    InvalidRequest,
+    ModelNotFound,
+    OctavoError,
+    Overloaded,
+    Unauthorized,
+)
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 _PATIENCE_S = 30.0
@@ -72,22 +80,25 @@ class Server:
 
     def refusal(self, status: int, body: bytes) -> OctavoError:
         """The error that an answer with this status stands for."""
-        message = said(body) or f"the server at {self.url} answered with HTTP status {status}"
+        message, code = said(body)
+        message = message or f"the server at {self.url} answered with HTTP status {status}"
         if status == 401:
             return Unauthorized(f"the server at {self.url} asks for a key: set OCTAVO_API_KEY to one it knows")
         if status == 403:
             return Forbidden(f"{message.rstrip('.')}. The key in OCTAVO_API_KEY has to be an admin's for this")
-        return ModelNotFound(message) if status == 404 else OctavoError(message)
+        kind = {400: InvalidRequest, 404: ModelNotFound, 429: Overloaded, 503: Overloaded}.get(status, OctavoError)
+        return kind(message, code=code)
 
 
-def said(body: bytes) -> str | None:
-    """The message of an error object, in OpenAI's form or Ollama's."""
+def said(body: bytes) -> tuple[str | None, str | None]:
+    """Message and code of an error object, in OpenAI's form or Ollama's."""
     try:
         error = json.loads(body)["error"]
-        message = error["message"] if isinstance(error, dict) else error
+        found = (error["message"], error.get("code")) if isinstance(error, dict) else (error, None)
     except (ValueError, LookupError, TypeError):
-        return None
-    return message if isinstance(message, str) else None
+        return None, None
+    message, code = (each if isinstance(each, str) else None for each in found)
+    return message, code
 
 
 def in_path(name: str) -> str:

@@ -15,7 +15,7 @@ from octavo.cli.client import NoServer, Server, said
 from octavo.cli.conversation import Ended, Message, Settings, Write
 from octavo.cli.event_client import ServerError, post_events
 from octavo.config import EngineConfig
-from octavo.errors import InvalidRequest, ModelNotFound, OctavoError, Overloaded, RequestFailed
+from octavo.errors import ModelNotFound, OctavoError, RequestFailed
 from octavo.face import Engine
 from octavo.request import SamplingParams, StructuredOutputs
 
@@ -169,7 +169,7 @@ class Remote:
                     async for data in events:
                         event = json.loads(data)
                         if "error" in event:
-                            raise RequestFailed(said(data) or "the server gave up the answer")
+                            raise RequestFailed(said(data)[0] or "the server gave up the answer")
                         yield event
                 return
             except ServerError as error:
@@ -182,10 +182,7 @@ class Remote:
     def _refusal(self, error: ServerError) -> OctavoError:
         if error.status is None:
             return RequestFailed(f"{self._server.url}: {error}")
-        refusal = self._server.refusal(error.status, error.body)
-        if error.status in (429, 503):
-            return Overloaded(refusal.message)
-        return InvalidRequest(refusal.message) if error.status == 400 else refusal
+        return self._server.refusal(error.status, error.body)
 
     async def close(self) -> None:
         """Nothing is kept."""

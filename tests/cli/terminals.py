@@ -28,7 +28,10 @@ def on_a_terminal(
     env: Mapping[str, str] | None = None,
     columns: int = 80,
 ) -> Shown:
-    """Run it to its end. `script`: what is typed after which text has appeared, one after another."""
+    """Run it to its end. `script`: what is typed after which text has appeared, one after another.
+
+    Control characters are for a program that waits at a prompt: a terminal takes them as its own before.
+    """
     master, slave = pty.openpty()
     fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     begin = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execvp(sys.argv[1], sys.argv[1:])"
@@ -44,8 +47,8 @@ def on_a_terminal(
             except OSError:  # its last reader left
                 break
             text += data.decode(errors="replace")
-            if steps and steps[0][0] in text[seen:]:
-                seen = len(text)
+            while steps and (place := text.find(steps[0][0], seen)) >= 0:
+                seen = place + len(steps[0][0])
                 os.write(master, steps.pop(0)[1].encode())
         return Shown(program.wait(_PATIENCE_S), text)
     finally:
