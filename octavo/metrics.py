@@ -158,9 +158,6 @@ class Metrics:
             for reason in ("max_num_queued_reqs", "max_num_queued_tokens")
         }
         self.compute_seconds = self._counter("compute_seconds", "Time that steps took.", "octavo")
-        self.energy_joules = self._counter(
-            "energy_joules", "What the machine used during steps, where it can be measured.", "octavo"
-        )
 
     def families(self) -> Iterator[Metric]:
         """Less the time at which each counter and histogram was made, which would be a third of all lines."""
@@ -227,7 +224,7 @@ class Metrics:
         """A step was computed."""
         self.compute_seconds.inc(seconds)
         if joules is not None:
-            self.energy_joules.inc(joules)
+            self._counter("energy_joules", "What the machine used during steps.", "octavo").inc(joules)
 
     def accept(self) -> None:
         """A request was taken; exactly one `finish` follows."""

@@ -81,6 +81,7 @@ def test_refusals_and_preemptions_are_counted() -> None:
 def test_energy_is_not_there_until_it_was_measured() -> None:
     metrics = engine("a")
     metrics.spend(0.5, None)
+    assert "octavo:energy_joules" not in families(metrics.render())
     metrics.spend(0.25, 3.0)
     metrics.spend(0.25, None)
     assert metrics.registry.get_sample_value("octavo:energy_joules_total", metrics._labels) == 3.0
