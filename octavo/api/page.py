@@ -7,6 +7,7 @@ must not do with them stands in `_HEADERS`.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ _HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
     "referrer-policy": "no-referrer",
+    "vary": "accept, accept-encoding",
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
@@ -41,20 +43,23 @@ _HEADERS = {
 @dataclass(frozen=True, slots=True)
 class File:
     content: bytes
+    packed: bytes
     headers: Mapping[str, str]
 
     @classmethod
     def read(cls, path: Path) -> File:
         content = path.read_bytes()
-        tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-        return cls(content, {**_HEADERS, "etag": tag, "content-type": _MEDIA_TYPES[path.suffix]})
+        tag = f'W/"{hashlib.sha256(content).hexdigest()[:32]}"'  # weak: packed or not
+        headers = {**_HEADERS, "etag": tag, "content-type": _MEDIA_TYPES[path.suffix]}
+        return cls(content, gzip.compress(content, mtime=0), headers)
 
-    def answer(self, known: str | None) -> Response:
-        """The file, unless the browser has it. known: the tags of what it has, as it sends them."""
-        tags = {tag.strip().removeprefix("W/") for tag in (known or "").split(",")}
-        if self.headers["etag"] in tags:
+    def answer(self, asked: Headers) -> Response:
+        """The file, unless the browser has it."""
+        if self.headers["etag"] in {tag.strip() for tag in asked.get("if-none-match", "").split(",")}:
             headers = {name: value for name, value in self.headers.items() if name != "content-type"}
             return Response(status_code=304, headers=headers)
+        if "gzip" in asked.get("accept-encoding", ""):
+            return Response(self.packed, headers={**self.headers, "content-encoding": "gzip"})
         return Response(self.content, headers=self.headers)
 
 
@@ -74,14 +79,12 @@ class Page:
         headers = Headers(scope=scope)
         if path == "/" and _reads_pages(headers):
             scope["state"]["path"] = "/"
-            answer = self._files["index.html"].answer(headers.get("if-none-match"))
-            answer.headers["vary"] = "accept"
-            return answer
+            return self._files["index.html"].answer(headers)
         folder, _, name = path.rpartition("/")
         if folder != "/page" or name not in self._files:
             return None
         scope["state"]["path"] = "/page"
-        return self._files[name].answer(headers.get("if-none-match"))
+        return self._files[name].answer(headers)
 
 
 def _reads_pages(headers: Headers) -> bool:

@@ -54,3 +54,10 @@ def test_with_an_admin_port_it_is_there() -> None:
     assert "admin port" in reply.error["message"]
     client.app = client.app.state.admin
     assert client.get("/v1/live").status == 200
+
+
+def test_the_page_is_on_both_ports() -> None:
+    client = Client(config=ServerConfig(admin_port=0))
+    for app in (client.app, client.app.state.admin):
+        client.app = app
+        assert b"<!doctype html>" in client.get("/", headers={"accept": "text/html"}).body

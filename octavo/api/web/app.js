@@ -48,6 +48,10 @@ async function loadModels() {
     if (data.some(({ id }) => id === chosen)) select.value = chosen;
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
+    if (error.status === 404) {
+      location.hash = "live"; // models are not answered for on an admin port
+      return;
+    }
     notice(error.message);
     const later = error.status === 503 || error.status === 0;
     if (later) setTimeout(loadModels, Math.max(error.retryAfter, 2) * 1000);
@@ -65,6 +69,12 @@ function openSettings() {
 function readSettings() {
   const form = byId("settings").querySelector("form");
   changeSettings(Object.fromEntries(new FormData(form)));
+}
+
+async function openHelp() {
+  byId("help").showModal();
+  const { version } = await getJson("version", { quiet: true }).catch(() => ({}));
+  byId("version").textContent = version ? `octavo ${version}` : "";
 }
 
 function askForKey(why) {
@@ -105,7 +115,7 @@ function changeTheme() {
 function onKey(event) {
   if (document.querySelector("dialog[open]")) return; // it has its own Escape
   if (event.key === "Escape" && (byId("view-chat").hidden ? stopTryout() : stopChat())) event.preventDefault();
-  if (event.ctrlKey && event.key === "/") event.preventDefault(), byId("help").showModal();
+  if (event.ctrlKey && event.key === "/") event.preventDefault(), openHelp();
   if (!event.altKey || !event.shiftKey) return;
   const view = VIEWS[Number(/^Digit([1-4])$/.exec(event.code)?.[1]) - 1];
   if (view) location.hash = view;
@@ -126,7 +136,7 @@ byId("settings").addEventListener("close", readSettings);
 byId("reset-settings").addEventListener("click", () => {
   for (const field of byId("settings").querySelector("form").elements) if (field.name) field.value = "";
 });
-byId("open-help").addEventListener("click", () => byId("help").showModal());
+byId("open-help").addEventListener("click", openHelp);
 byId("theme").addEventListener("click", changeTheme);
 byId("model").addEventListener("change", () => localStorage.setItem(MODEL, byId("model").value));
 byId("model").addEventListener("pointerdown", loadModels);

@@ -189,5 +189,7 @@ function wire(view, ask, stop) {
 function setBusy(view, busy) {
   byId(`${view}-form`).querySelector(".primary").hidden = busy;
   byId(`${view}-form`).querySelector(".stop").hidden = !busy;
-  if (busy) say("The model is answering");
+  if (!busy) return;
+  say("The model is answering");
+  document.querySelector(`#view-${view} .result`).scrollIntoView({ block: "nearest" }); // below the form on a small screen
 }
