@@ -116,6 +116,10 @@ bench-kernels: setup ## the product and attention alone, against what this machi
 bench-step: setup ## where a step's time goes, by kind of operation
 	@$(BIN)/python benchmarks/breakdown.py $(ARGS)
 
+.PHONY: bench-grammars
+bench-grammars: setup ## what following a grammar costs in a step
+	@$(BIN)/python benchmarks/grammars.py $(ARGS)
+
 .PHONY: size
 size: ## lines by folder
 	@git ls-files --cached --others --exclude-standard -- '*.py' '*.pyi' '*.h' '*.cpp' '*.html' '*.css' '*.js' | xargs wc -l | awk ' \

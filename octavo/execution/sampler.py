@@ -217,14 +217,20 @@ class History:
             logits_V[ids] -= params.frequency_penalty * counts + params.presence_penalty
 
 
+#: What a byte of a mask adds to the logits of its eight tokens.
+_PENALTIES = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), 0, -np.inf)
+_PENALTIES = _PENALTIES.astype(np.float32)
+
+
 def _forbid(logits_V: Tensor, mask: bytes) -> None:
     """All tokens whose bit is not set: bit i of byte j is that of token 8j + i."""
-    packed = np.zeros(-(-len(logits_V) // 8), dtype=np.uint8)
-    given = np.frombuffer(mask, dtype=np.uint8)[: len(packed)]
-    np.invert(given, out=packed[: len(given)])
-    packed[len(given) :] = 255
-    forbidden_V = torch.from_numpy(np.unpackbits(packed, count=len(logits_V), bitorder="little").view(np.bool_))
-    logits_V.masked_fill_(forbidden_V.to(logits_V.device), -math.inf)
+    packed = np.frombuffer(mask.ljust(-(-len(logits_V) // 8), b"\0"), dtype=np.uint8)
+    penalties_V = np.take(_PENALTIES, packed, axis=0).reshape(-1)[: len(logits_V)]
+    if logits_V.is_cpu:
+        values_V = logits_V.numpy()  # so short a sum is not worth waking torch's threads
+        np.add(values_V, penalties_V, out=values_V)
+    else:
+        logits_V += torch.from_numpy(penalties_V).to(logits_V.device)
 
 
 def logprobs(raw_V: Tensor, tokens: list[int], count: int) -> list[Logprobs]:
