@@ -134,11 +134,11 @@ class Grammars:
 
         limits = LLParserLimits(  # where a number is spent at a pace, that is about as much in a millisecond
             max_items_in_row=_MOST_ITEMS_IN_ROW,
-            initial_lexer_fuel=1_000_000,  # 50,000
+            initial_lexer_fuel=200_000,  # 50,000; of memory: a kilobyte for eight
             step_lexer_fuel=200_000,  # 14,000
             step_max_items=50_000,  # 20,000
             max_lexer_states=50_000,  # a kilobyte or two each
-            max_grammar_size=200_000,
+            max_grammar_size=100_000,
             verbose_errors=False,
         )
         matcher: Matcher = LLMatcher(self._vocabulary, text, limits=limits, log_level=0)

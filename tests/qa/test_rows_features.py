@@ -51,8 +51,22 @@ def test_row_59_a_choice_among_no_tools(server: QaServer, choice: Any) -> None:
     refused(server.chat(tool_choice=choice), param="tool_choice", code="unsupported_parameter")
 
 
-GUIDES = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs")
-SCHEMAS: list[Any] = [{"enum": list(range(10**5))}, {"minLength": 10**9}, "(a{1000}){1000}", "root ::= root root"]
+#: Grammars that a compiler could take for ever over, each in the field that takes it.
+EXPLOSIVE: list[tuple[str, Any]] = [
+    ("guided_json", {"enum": list(range(10**5))}),
+    ("guided_json", {"minLength": 10**9}),
+    ("guided_json", {"type": "array", "maxItems": 10**9, "items": {"pattern": "(a{1000}){1000}"}}),
+    ("guided_json", {"patternProperties": {f"^.*{number}$": {} for number in range(200)}}),
+    ("guided_json", {"$ref": "#"}),
+    ("guided_json", {"properties": {f"p{number}": {"type": "integer"} for number in range(10_000)}}),
+    ("guided_regex", "(a{1000}){1000}"),
+    ("guided_regex", "((a{100}){100}){100}"),
+    ("guided_regex", "(" * 1000 + ")" * 1000),
+    ("guided_choice", ["x" * 1000] * 4096),
+    ("guided_grammar", "root ::= root root"),
+    ("guided_grammar", "start: r0\n" + "".join(f"r{number}: r{number + 1}\n" for number in range(4000)) + 'r4000: "b"'),
+    ("structured_outputs", {"json": "[" * 10_000}),
+]
 
 
 @pytest.mark.parametrize("tools", [tools for row, tools in TOOLS if row == 60], ids=["enum", "pattern"])
@@ -60,33 +74,36 @@ def test_row_60_schemas_of_tools_that_explode(server: QaServer, tools: Any) -> N
     refused(server.chat(tools=tools), param="tools", code="unsupported_parameter")
 
 
-@pytest.mark.parametrize("field", GUIDES)
-def test_row_60_schemas_and_grammars_that_explode(server: QaServer, field: str) -> None:
-    for schema in SCHEMAS:
-        refused(server.chat(**{field: schema}), param=field, code="unsupported_parameter")
-        refused(server.complete(**{field: schema}), param=field, code="unsupported_parameter")
+@pytest.mark.parametrize(("field", "value"), EXPLOSIVE, ids=lambda value: str(value)[:40])
+def test_row_60_schemas_and_grammars_that_explode(roomy: QaServer, field: str, value: Any) -> None:
+    """Followed or refused, and soon; nobody else waits for it."""
+    for ask in (roomy.chat, roomy.complete):
+        reply = ask(**{field: value}, max_tokens=4)
+        if reply.status != 200:
+            refused(reply, param=field, code=reply.error["code"])
 
 
 def test_row_61_grammars_without_end(server: QaServer) -> None:
-    for grammar in ("root ::= root", 'root ::= root "a"', "root ::= ", "x"):
-        refused(server.complete(guided_grammar=grammar), param="guided_grammar", code="unsupported_parameter")
+    for grammar in ("root ::= root", 'root ::= root "a"', "x"):
+        refused(server.complete(guided_grammar=grammar), param="guided_grammar", code="invalid_value")
 
 
-def test_row_62_many_distinct_schemas(server: QaServer) -> None:
+def test_row_62_many_distinct_schemas(roomy: QaServer) -> None:
     for number in range(500):
         schema = {"type": "json_schema", "json_schema": {"name": f"s{number}", "schema": {"const": number}}}
-        refused(server.chat(response_format=schema), param="response_format", code="unsupported_parameter")
+        reply = roomy.chat(response_format=schema, max_tokens=8)
+        assert (reply.status, reply.json["choices"][0]["message"]["content"]) == (200, str(number))
 
 
 def test_row_63_a_format_and_a_guide(server: QaServer) -> None:
-    reply = server.chat(response_format={"type": "json_object"}, guided_regex="a", tools=[TOOL])
-    assert reply.status == 400
-    assert reply.error["code"] == "unsupported_parameter"
+    reply = server.chat(response_format={"type": "json_object"}, guided_regex="a")
+    refused(reply, param="guided_regex", code="invalid_value")
 
 
 def test_row_64_a_schema_and_too_few_tokens(server: QaServer) -> None:
     reply = server.chat(response_format={"type": "json_object"}, max_tokens=1)
-    refused(reply, param="response_format", code="unsupported_parameter")
+    assert (reply.status, reply.json["choices"][0]["finish_reason"]) == (200, "length")
+    assert reply.json["choices"][0]["message"]["content"].startswith("{")
 
 
 @pytest.mark.parametrize(
