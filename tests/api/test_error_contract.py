@@ -15,6 +15,7 @@ from octavo.api.desk import IgnoredFields
 from octavo.api.generate import GenerateRequest
 from octavo.api.limits import Limits
 from octavo.api.openai.types import CHAT_UNSUPPORTED, ChatRequest, CompletionRequest
+from octavo.api.responses.types import ResponsesRequest
 from octavo.api.tokens import DetokenizeRequest, TokenizeRequest
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
@@ -24,6 +25,7 @@ ENDPOINTS: dict[str, tuple[type[Struct], dict[str, Any]]] = {
     "/generate": (GenerateRequest, {"prompt": "Once"}),
     "/tokenize": (TokenizeRequest, {"prompt": "Once"}),
     "/detokenize": (DetokenizeRequest, {"tokens": [72]}),
+    "/v1/responses": (ResponsesRequest, {"model": "fake-model", "input": "Hi"}),
 }
 JSON_VALUES: dict[str, Any] = {
     "null": None,

@@ -168,6 +168,14 @@ def test_false_and_null_are_no_mistakes() -> None:
     assert Client().post(PATH, ask(**fields)).status == 200
 
 
+def test_what_is_told_again_can_be_told_however_deep_it_is() -> None:
+    body = b'{"model":"fake-model","input":"x","stream":true,"tools":[{"type":"function","name":"f","parameters":%b}]}'
+    for depth in range(940, 1000):
+        schema = b'{"a":' * depth + b"{}" + b"}" * depth
+        reply = Client(FakeEngine(max_model_len=100_000)).post(PATH, body % schema)
+        assert reply.status == 400 or reply.complete, depth
+
+
 ANYTHING = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.just([]) | st.just({})
 TYPES = ["message", "reasoning", "function_call", "function_call_output", "item_reference", "input_text",
          "output_text", "summary_text", "refusal", "input_image", ""]  # fmt: skip

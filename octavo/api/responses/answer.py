@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from typing import Any
 
+from msgspec import Raw, json
+
 from octavo.api.conversation import Part, Turn
 from octavo.api.desk import Tally
 from octavo.api.openai.logprobs import chat_logprobs
@@ -218,7 +220,7 @@ def _echo(turn: Turn, request: ResponsesRequest) -> dict[str, Any]:
         "temperature": turn.job.params.temperature,
         "text": TextConfig(format=text.format or TextFormat(type="text"), verbosity=text.verbosity),
         "tool_choice": request.tool_choice or "auto",
-        "tools": request.tools or [],
+        "tools": [Raw(json.encode(tool)) for tool in request.tools or ()],  # once: a stream tells them more than once
         "top_logprobs": request.top_logprobs or 0,
         "top_p": getattr(turn.job.params, "top_p", None),
         "user": request.user,

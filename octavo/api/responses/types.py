@@ -73,8 +73,6 @@ class InputItem(Struct, kw_only=True):
 
 
 class FunctionTool(Struct, kw_only=True):
-    """Also the shape in which it is told again in the answer."""
-
     type: Name
     name: Name | None = None
     description: str | None = None
@@ -249,7 +247,7 @@ class Response(Struct, kw_only=True):
     temperature: float | None
     text: TextConfig
     tool_choice: Literal["none", "auto", "required"] | ResponseToolChoice
-    tools: list[FunctionTool]
+    tools: list[Any]  # as they were asked for
     top_logprobs: int
     top_p: float | None
     truncation: Literal["disabled"] = "disabled"
