@@ -204,6 +204,27 @@ class ServerConfig:
             raise ConfigError("api_key must not be empty; leave --api-key out for a server without keys")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepositoryConfig:
+    """Many models in one server."""
+
+    config: str | None = _flag(
+        "TOML file that declares models and versions, instead of MODEL; read again when it changes"
+    )
+    model_repository: str | None = _flag("folder of models, each MODEL/VERSION/ or MODEL/; looked at again and again")
+    memory_budget: int | None = _flag(
+        "bytes that all loaded models may take, such as 16GiB; idle ones are unloaded for others", None, quantity=True
+    )
+    max_loaded_models: int | None = _flag("models loaded at a time; idle ones are unloaded for others")
+    keep_alive: str = _flag("how long an unused model of --model-repository stays loaded: 5m, 0, or -1 for ever", "-1")
+    preload: bool = _flag("load the models of --model-repository at once, rather than when they are asked for", True)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.config is not None and self.model_repository is not None:
+            raise ConfigError("--config and --model-repository both say which models to serve; give one")
+
+
 SECTIONS: tuple[type, ...] = (ModelConfig, CacheConfig, SchedulerConfig, ExecutionConfig)
 
 _RANGES: Mapping[str, tuple[float, float]] = {
@@ -217,6 +238,8 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "max_num_queued_tokens": (1, 2**40),
     "kv_cache_memory": (1, 2**50),
     "num_gpu_blocks_override": (1, 2**31),
+    "memory_budget": (1, 2**50),
+    "max_loaded_models": (1, 4096),
     "max_model_len": (2, 2**31),  # a token of prompt and one of output
     "max_logprobs": (0, 2**31),
     "num_threads": (1, 4096),

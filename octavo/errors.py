@@ -7,6 +7,7 @@
     │   ├── UnsupportedMedia     415      code unsupported_content_type
     │   ├── Unauthorized         401      code invalid_api_key
     │   ├── Forbidden            403      code permission_denied
+    │   ├── LoadFailed           400      code load_failed          an operator's wish; says why
     │   └── NotFound             404      unknown URL
     │       └── ModelNotFound    404      code model_not_found
     ├── StorageFull              507  server_error            the disk has no room for what was sent
@@ -83,6 +84,10 @@ class ModelNotFound(NotFound):
 class StorageFull(OctavoError):
     status = 507
     code = "storage_full"
+
+
+class LoadFailed(InvalidRequest):
+    code = "load_failed"
 
 
 class Overloaded(OctavoError):

@@ -72,6 +72,11 @@ class Engine(Protocol):
     @property
     def config(self) -> EngineConfig: ...
     @property
+    def version(self) -> int:
+        """Of the model, where there are several."""
+        ...
+
+    @property
     def checkpoint(self) -> Checkpoint: ...
     @property
     def tokenizer(self) -> Tokenizer: ...
@@ -127,11 +132,43 @@ class Known:
     """A name that clients may use, and what is known of the model behind it."""
 
     name: str
+    model: str
     state: State
     version: int  # that a request of this name gets now
     versions: list[VersionCard]
     root: str  # the checkpoint's name
     max_model_len: int | None  # known once a version has been loaded
+
+
+class VersionStatus(Struct, kw_only=True):
+    """A version of a model as its operator sees it. Times are UNIX seconds."""
+
+    version: int
+    state: State
+    since: float
+    reason: str | None  # why it failed
+    source: str | None  # None: the embedded model
+    labels: list[str]
+    share: float  # of the requests of the bare name
+    retired: bool  # no longer declared so, but still loaded
+    memory: int | None  # bytes, estimated; None: not looked at yet
+    requests: int  # that use it
+    waiting: int  # requests that wait for it
+    last_used: float | None
+    expires_at: float | None  # when it will be unloaded if nobody uses it
+
+
+class ModelStatus(Struct, kw_only=True):
+    """A model as its operator sees it."""
+
+    name: str
+    aliases: list[str]
+    state: State  # of the version that most requests of the bare name get
+    version: int
+    changing: bool  # versions that it needs are not all there yet; those before serve meanwhile
+    preload: bool
+    keep_alive: float | None  # seconds; None: for ever
+    versions: list[VersionStatus]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +180,7 @@ class Served:
 
 
 class Models(Protocol):
-    """The models of a server: who gets a request of a name."""
+    """The models of a server: who gets a request of a name, be it with a label or a version."""
 
     @property
     def room(self) -> int | None:
@@ -162,11 +199,15 @@ class Models(Protocol):
         """The model of that name, loaded first if need be; None asks for the only one.
 
         key: requests with the same one get the same version, as far as versions share a name by weight.
-        Raises ModelNotFound, Overloaded or EngineDead.
+        Raises InvalidRequest, ModelNotFound, Overloaded or EngineDead.
         """
         ...
 
     def known(self) -> Sequence[Known]: ...
+
+    def find(self, name: str) -> Known:
+        """What a name stands for, one with a label or a version too. Raises ModelNotFound."""
+        ...
 
     def engines(self) -> Sequence[Engine]:
         """Those that are there, loaded or not."""
@@ -174,4 +215,26 @@ class Models(Protocol):
 
     def drain(self) -> None:
         """The server ends: load nothing any more; who waits for that gets Overloaded."""
+        ...
+
+    # What an operator may ask. Each raises ModelNotFound, or InvalidRequest for what cannot be.
+
+    def status(self) -> list[ModelStatus]: ...
+
+    async def load(self, name: str, version: int | None = None) -> ModelStatus:
+        """Until it is loaded: all versions that its policy asks for, or one besides. Raises LoadFailed, Overloaded."""
+        ...
+
+    def unload(self, name: str, version: int | None = None) -> ModelStatus:
+        """What runs is finished; the next request loads it again."""
+        ...
+
+    def roll_back(self, name: str) -> ModelStatus:
+        """Requests of the bare name go where they went before."""
+        ...
+
+    def redirect(
+        self, name: str, *, traffic: Mapping[int, int] | None = None, labels: Mapping[str, int] | None = None
+    ) -> ModelStatus:
+        """Other weights or labels, until the declaration changes."""
         ...

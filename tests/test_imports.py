@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "models": {"models", "layers", "parallel", "checkpoint", "foundation"},
     "execution": {"execution", "models", "layers", "kernels", "parallel", "processes", "checkpoint", "foundation"},
     "engine": {"engine", "scheduling", "processes", "checkpoint", "foundation"},
-    "api": {"api", "engine", "checkpoint", "foundation"},
+    "repository": {"repository", "engine", "checkpoint", "foundation"},
+    "api": {"api", "repository", "engine", "checkpoint", "foundation"},
     "cli": {"cli", "foundation"},
     "control": {"control", "foundation"},
 }
@@ -38,7 +39,7 @@ MAY_IMPORT = {
 DOORS = {"engine": "octavo.execution.executor"}
 # Room -> the rooms that only its functions may import, when they are called.
 MAY_IMPORT_LATE = {"cli": set(MAY_IMPORT)}
-WITHOUT_TORCH = {"foundation", "processes", "checkpoint", "scheduling", "engine", "api", "control"}
+WITHOUT_TORCH = {"foundation", "processes", "checkpoint", "scheduling", "engine", "repository", "api", "control"}
 IMPURE = {"asyncio", "concurrent", "datetime", "io", "multiprocessing", "os", "pathlib", "random", "secrets", "select"}
 IMPURE |= {"socket", "subprocess", "tempfile", "threading", "time", "urllib", "uuid"}
 

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from octavo.api import generate, probes, rerank, tokens, watch
+from octavo.api import admin, generate, probes, rerank, tokens, watch
 from octavo.api.anthropic import messages
 from octavo.api.auth import BearerAuth, KnownOrigins
 from octavo.api.batch.service import BatchService
@@ -59,6 +59,7 @@ _LISTED: tuple[Operation, ...] = (
     *ollama_store.OPERATIONS,
     *tokens.OPERATIONS,
     *generate.OPERATIONS,
+    *admin.OPERATIONS,
     *files.OPERATIONS,
     *batches.OPERATIONS,
     *watch.OPERATIONS,

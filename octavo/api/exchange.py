@@ -43,7 +43,8 @@ class ClientLeft(Exception):
 class Endpoint:
     """An operation's ASGI app: reads the body within the limits, runs the handler, answers for its failures.
 
-    What takes a JSON body is work: it is accepted only if the desk and the tenant's share have room for it. A form is
+    What takes a JSON body is work, but for what admins ask: it is accepted only if the desk and the tenant's share have
+    room for it. A form is
     not read here: its handler gets it as it arrives.
     """
 
@@ -80,6 +81,12 @@ class Endpoint:
             return
         if self.operation.media != "application/json":
             await self._take_in(call, scope, receive, answer)
+            return
+        if self.operation.for_admins:  # about models, not for one
+            headers = Headers(scope=scope)
+            _check_media(headers, self.operation.media)
+            call.body = await _read(headers, receive, self.desk.limits.small_body_bytes, _ignore)
+            await self._answer(call, scope, receive, answer)
             return
         with self.tracing.request(self.operation.path, scope, call) if self.tracing else nullcontext():
             try:
@@ -141,6 +148,10 @@ async def _read(headers: Headers, receive: Receive, most: int, grow: Callable[[i
         grow(size)
         parts.append(part)
     return b"".join(parts)
+
+
+def _ignore(_: int) -> None:
+    """Bodies that are small take no share."""
 
 
 async def _parts(receive: Receive, most: int) -> AsyncIterator[bytes]:

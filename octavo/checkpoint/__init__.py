@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from octavo.checkpoint.checkpoint import Checkpoint
 from octavo.checkpoint.gguf import GGUFFile, StringArray, TensorInfo
-from octavo.checkpoint.resolve import resolve
+from octavo.checkpoint.resolve import name_of, resolve
 
-__all__ = ["Checkpoint", "GGUFFile", "StringArray", "TensorInfo", "resolve"]
+__all__ = ["Checkpoint", "GGUFFile", "StringArray", "TensorInfo", "name_of", "resolve"]

@@ -24,6 +24,14 @@ def resolve(model: ModelConfig) -> Checkpoint:
     return _from_hub(hub_id, model)
 
 
+def name_of(model: ModelConfig) -> str:
+    """What clients call the model, known before anything is looked for: the name that its checkpoint will have."""
+    if model.model is None:
+        return embedded.DEFAULT.name
+    path = Path(model.model).expanduser()
+    return folder.name_of(path) if model.model and _exists(path) else model.model
+
+
 def _embedded(known: embedded.EmbeddedModel, name: str, model: ModelConfig) -> Checkpoint:
     return embedded.with_advice(folder.open_path(embedded.fetch(known), name, model.load_format), known)
 

@@ -33,7 +33,7 @@ from octavo.snapshot import Blocks, EngineView
 logger = logging.getLogger(__name__)
 
 _ENCODE_INLINE = 4096  # characters; longer texts are encoded off the event loop
-_QUEUED_REQUESTS = 1024  # may wait in a server that sets no bound of its own
+QUEUED_REQUESTS = 1024  # may wait in a server that sets no bound of its own
 _LONG_CONTEXT = 131072  # tokens; upper end of the metrics' buckets where a model does not name its own
 
 
@@ -41,6 +41,7 @@ class AsyncLLMEngine:
     """Made by `start`. Every method belongs to the event loop that started it.
 
     start_core: makes a core for the supervisor, and another after a crash. clock: seconds for metrics and arrivals.
+    version: of the model, where there are several.
     """
 
     def __init__(
@@ -50,15 +51,18 @@ class AsyncLLMEngine:
         tokenizer: Tokenizer,
         start_core: Callable[[], Core] = CoreProcess,
         clock: Callable[[], float] = time.monotonic,
+        version: int = 1,
     ) -> None:
         self.config = config
         self.checkpoint = checkpoint
+        self.version = version
         self.tokenizer = tokenizer
         self.chat_template = ChatTemplate.for_model(config.model, tokenizer)
         self.default_sampling = default_sampling(config.model, checkpoint)
         self.metrics = Metrics(
             next(iter(config.model.served_model_name), checkpoint.name),
             longest=checkpoint.config.get("max_position_embeddings") or _LONG_CONTEXT,
+            version=version,
         )
         self._clock = clock
         self._supervisor = Supervisor(config, checkpoint, self, start_core)
@@ -72,16 +76,16 @@ class AsyncLLMEngine:
         self._death: OctavoError | None = None
 
     @classmethod
-    async def start(cls, config: EngineConfig) -> AsyncLLMEngine:
+    async def start(cls, config: EngineConfig, version: int = 1) -> AsyncLLMEngine:
         """Find the model and start the core; returns while the core still loads. Raises CheckpointError."""
         if config.scheduler.max_num_queued_reqs is None:
-            bounded = replace(config.scheduler, max_num_queued_reqs=_QUEUED_REQUESTS)
+            bounded = replace(config.scheduler, max_num_queued_reqs=QUEUED_REQUESTS)
             config = replace(config, scheduler=bounded)
         core = CoreProcess()  # it imports its libraries while we look for the model
         try:
             checkpoint = await asyncio.to_thread(resolve, config.model)
             tokenizer = await asyncio.to_thread(Tokenizer.from_checkpoint, checkpoint, config.model.tokenizer)
-            engine = cls(config, checkpoint, tokenizer)
+            engine = cls(config, checkpoint, tokenizer, version=version)
         except BaseException:
             await core.end()
             raise

@@ -15,12 +15,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+from one_model import OneModel
 from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
 
 from octavo.api.app import build_app
 from octavo.api.limits import Limits
-from octavo.api.served import OneModel
 from octavo.config import EngineConfig, ServerConfig
 from octavo.errors import ContextTooLong, InvalidRequest
 from octavo.plan import Ability
@@ -103,6 +103,7 @@ class FakeEngine:
     ability: Ability = Ability(width=4)
     default_sampling: dict[str, Any] = field(default_factory=dict)
     config: EngineConfig = field(default_factory=EngineConfig)
+    version: int = 1
 
     def __post_init__(self) -> None:
         self.tokenizer = ByteTokenizer()

@@ -9,10 +9,10 @@ from typing import Any
 
 import uvloop
 from fake_engine import FakeEngine
+from one_model import OneModel
 
 from octavo.api.app import build_app
 from octavo.api.limits import Limits
-from octavo.api.served import OneModel
 from octavo.api.server import Server, bind
 from octavo.config import ServerConfig
 

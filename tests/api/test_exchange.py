@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from fake_engine import Client, FakeEngine, chat, completion
+from one_model import OneModel
 from starlette.routing import Route
 from starlette.types import Message
 
@@ -16,7 +17,6 @@ from octavo import __version__
 from octavo.api.desk import Desk
 from octavo.api.exchange import Answer
 from octavo.api.limits import Limits
-from octavo.api.served import OneModel
 from octavo.errors import EngineDead, InvalidRequest, Overloaded, RequestFailed
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"

@@ -20,10 +20,10 @@ import openai
 import pytest
 from fake_engine import FakeEngine, chat, completion
 from fake_server import run, serving
+from one_model import OneModel
 
 from octavo.api.app import build_app
 from octavo.api.limits import Limits, possible_connections
-from octavo.api.served import OneModel
 from octavo.api.server import Server, bind, bind_admin
 from octavo.config import ServerConfig
 from octavo.errors import ConfigError, RequestFailed

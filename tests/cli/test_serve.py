@@ -24,6 +24,7 @@ from octavo.cli.main import main
 from octavo.config import EngineConfig, ServerConfig
 from octavo.errors import CheckpointError, EngineDead, OctavoError
 from octavo.metrics import Metrics
+from octavo.repository.declared import of_flags
 
 
 class StartedEngine(FakeEngine):
@@ -64,17 +65,19 @@ def served(
         engine = StartedEngine()
         engines.append(engine)
 
-        class Start:
-            @staticmethod
-            async def start(config: EngineConfig) -> StartedEngine:
+        class OneEngine:
+            async def start(self, config: EngineConfig, version: int) -> StartedEngine:
                 return engine
 
-        monkeypatch.setattr(serving, "AsyncLLMEngine", Start)
+            def size(self, engine: StartedEngine) -> int:
+                return 0
+
+        declared = of_flags(EngineConfig.of(served_model_name="fake-model"))
         config = ServerConfig(port=0, **options)
         listener = bind(config)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         async with httpx.AsyncClient(base_url=url) as web:
-            server = asyncio.create_task(serving.serve(EngineConfig(), config, listener, bind_admin(config)))
+            server = asyncio.create_task(serving.serve(declared, config, listener, bind_admin(config), OneEngine()))
             await scenario(engine, web)
             result.append(await server)
 

@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from one_model import OneModel
 from qa_server import KEY, ROOT, QaServer, Reply, refused, serve
 from starlette.routing import Route
 
 from octavo.api.app import build_app
-from octavo.api.served import OneModel
 from octavo.config import ServerConfig
 
 pytestmark = pytest.mark.qa

@@ -11,14 +11,13 @@ from octavo.api.desk import Call
 from octavo.api.openai.types import ModelCard, ModelList
 from octavo.api.operation import Operation
 from octavo.api.wire import json_response
-from octavo.errors import ModelNotFound
 from octavo.face import Engine, Known
 
 
 def fingerprint(engine: Engine) -> str:
-    """Changes when the same request may give other tokens: another octavo, model or dtype."""
+    """Changes when the same request may give other tokens: another octavo, model, version or dtype."""
     model = engine.config.model
-    identity = f"{__version__}\0{engine.checkpoint.name}\0{model.revision}\0{model.dtype}"
+    identity = f"{__version__}\0{engine.checkpoint.name}\0{model.revision}\0{model.dtype}\0{engine.version}"
     return "fp_" + hashlib.sha256(identity.encode()).hexdigest()[:10]
 
 
@@ -27,11 +26,9 @@ async def list_models(call: Call) -> Response:
 
 
 async def retrieve_model(call: Call) -> Response:
-    name = call.path_params["model"]
-    for known in call.desk.known():
-        if known.name == name:
-            return json_response(_card(call, known))
-    raise ModelNotFound(f"The model {name[:64]!r} does not exist; GET /v1/models lists those that do.", param="model")
+    """One model, also by a label or a version: NAME:LABEL."""
+    call.desk.check_serving()
+    return json_response(_card(call, call.desk.models.find(call.path_params["model"])))
 
 
 def _card(call: Call, known: Known) -> ModelCard:

@@ -1,4 +1,4 @@
-"""The only model of a server, whose engine comes later."""
+"""The models of a server, as far as tests of the HTTP door need them: one, with an engine that the test provides."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class OneModel:
         return []
 
     @asynccontextmanager
-    async def lease(self, name: str | None, key: str) -> AsyncIterator[Served]:  # noqa: ARG002
+    async def lease(self, name: str | None, key: str) -> AsyncIterator[Served]:
         engine = self._serving()
         names = self._names(engine)
         if name is not None and name not in names:
@@ -55,6 +55,7 @@ class OneModel:
         return [
             Known(
                 name=name,
+                model=name,
                 state="ready",
                 version=1,
                 versions=[VersionCard(version=1, state="ready", labels=[])],
@@ -63,6 +64,12 @@ class OneModel:
             )
             for name in self._names(engine)
         ]
+
+    def find(self, name: str) -> Known:
+        known = [each for each in self.known() if each.name == name]
+        if not known:
+            raise ModelNotFound(f"The model {name!r} does not exist.", param="model")
+        return known[0]
 
     def engines(self) -> Sequence[Engine]:
         return [] if self.engine is None else [self.engine]
