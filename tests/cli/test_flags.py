@@ -9,6 +9,15 @@ from octavo.cli.flags import Parser, add_engine_flags, engine_config, given
 from octavo.config import SECTIONS, EngineConfig, ServerConfig, parse_quantity
 from octavo.errors import ConfigError
 
+REPOSITORY_FLAGS = [
+    "--config",
+    "--model-repository",
+    "--memory-budget",
+    "--max-loaded-models",
+    "--keep-alive",
+    "--preload",
+    "--no-preload",
+]
 ENGINE_FLAGS = [
     "--model",
     "--tokenizer",
@@ -65,7 +74,7 @@ SERVER_FLAGS = [
 ]
 OUTPUT_FLAGS = ["--output-json", "--bench-seed"]
 FLAGS = {
-    serve: [*ENGINE_FLAGS, *SERVER_FLAGS],
+    serve: [*ENGINE_FLAGS, *SERVER_FLAGS, *REPOSITORY_FLAGS],
     run: [
         *(flag for flag in ENGINE_FLAGS if flag != "--seed"),
         *("--system", "--temperature", "--top-p", "--top-k", "--max-tokens", "--seed"),

@@ -184,8 +184,8 @@ def test_a_signal_while_loading_ends_the_server(monkeypatch) -> None:
         (
             "nosuchmodel",
             "octavo: 'nosuchmodel' is no file or folder here and none of octavo's own models (SmolLM2-135M-Instruct, "
-            "gemma-3-270m); as a hub id: nosuchmodel is not on this machine and OCTAVO_OFFLINE=1 forbids asking "
-            "the hub; check the network, or give a folder or .gguf file\n",
+            "gemma-3-270m, all-MiniLM-L6-v2); as a hub id: nosuchmodel is not on this machine and "
+            "OCTAVO_OFFLINE=1 forbids asking the hub; check the network, or give a folder or .gguf file\n",
         ),
     ],
 )
