@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 from octavo import __version__
 from octavo.cli.flags import Parser, suggestion
@@ -26,6 +27,7 @@ VERBS = {
     "stop": ("stop", "have a running server unload a model"),
     "plan": ("plan", "what a model would take of this machine, and give"),
     "keys new": ("keys_new", "make an API key for a server's file of keys"),
+    "completion": ("completion", "a script that completes what is typed in a shell"),
     "bench latency": ("bench_latency", "how long one batch takes"),
     "bench throughput": ("bench_throughput", "how many tokens a second many prompts give"),
     "bench serve": ("bench_serve", "load a running server and measure what its clients see"),
@@ -76,12 +78,9 @@ def _lost(words: Sequence[str]) -> int:
 
 
 def _run(verb: str, words: Sequence[str]) -> int:
-    module = import_module(f"octavo.cli.{VERBS[verb][0]}")
-    parser = Parser(f"octavo {verb}", module.USAGE, module.DESCRIPTION)
-    module.add_arguments(parser)
-    options = parser.parse(words)
+    options = parser_of(verb).parse(words)
     try:
-        status = module.run(options)
+        status = _module(verb).run(options)
         assert isinstance(status, int)
         return status
     except OctavoError as error:
@@ -92,6 +91,18 @@ def _run(verb: str, words: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of our output left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor does the flush at exit find it
         return 141
+
+
+def parser_of(verb: str) -> Parser:
+    """What a verb takes."""
+    module = _module(verb)
+    parser = Parser(f"octavo {verb}", module.USAGE, module.DESCRIPTION)
+    module.add_arguments(parser)
+    return parser
+
+
+def _module(verb: str) -> Any:
+    return import_module(f"octavo.cli.{VERBS[verb][0]}")
 
 
 def _overview(verbs: dict[str, tuple[str, str]]) -> str:
