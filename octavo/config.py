@@ -25,8 +25,8 @@ LogFormat = Literal["text", "json"]
 ExecutorBackend = Literal["uni", "mp"]
 ToolCallParser = Literal["auto", "deepseek_v3", "generic", "glm45", "granite", "hermes", "kimi_k2", "llama3_json",
                          "minimax_m2", "mistral", "openai", "phi4_mini_json", "pythonic", "qwen3_coder"]  # fmt: skip
-ReasoningParser = Literal["auto", "none", "deepseek_r1", "granite", "mistral", "openai_gptoss", "qwen3", "seed_oss",
-                          "think"]  # fmt: skip
+ReasoningParser = Literal["auto", "none", "cohere", "deepseek_r1", "granite", "mistral", "openai_gptoss", "qwen3",
+                          "seed_oss", "think"]  # fmt: skip
 
 _SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY_SUFFIXES = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}

@@ -13,6 +13,7 @@ from octavo.api.reasoning import ReasoningFormat, reasoning_format
 from octavo.api.tool_calls import tool_format
 from octavo.api.tool_calls.format import Lark, ToolFormat
 from octavo.api.tool_calls.openai import Harmony
+from octavo.api.tool_prompt import teaches
 from octavo.engine.grammar import lark_expression
 from octavo.errors import InvalidRequest
 from octavo.face import Engine, Tokenizer
@@ -40,7 +41,10 @@ class Markup:
         """Raises InvalidRequest where tools and the form of the content exclude each other."""
         config, template = engine.config.model, engine.chat_template.source or ""
         reasoning = reasoning_format(config.reasoning_parser, template)
-        calls = tool_format(config.tool_call_parser, template) if tools else None
+        calls: ToolFormat | None = None
+        if tools is not None:
+            taught = teaches(prompt, tools.shown)  # another format than the template's
+            calls = tool_format(config.tool_call_parser, None if taught else template)
         if isinstance(reasoning, Harmony):
             reasoning, calls = None, reasoning
         content = request.messages[-1].content

@@ -73,6 +73,7 @@ _FORMATS: dict[str, ReasoningFormat | Harmony | None] = {
     "think": THINK,
     "qwen3": THINK,
     "deepseek_r1": ReasoningFormat(always=True),
+    "cohere": ReasoningFormat("<|START_THINKING|>", "<|END_THINKING|>"),
     "granite": ReasoningFormat("Here is my thought process:", "Here is my response:"),
     "mistral": ReasoningFormat("[THINK]", "[/THINK]"),
     "seed_oss": ReasoningFormat("<seed:think>", "</seed:think>"),
@@ -82,6 +83,7 @@ NAMES = tuple(_FORMATS)
 _SIGNS = {
     "<|channel|>": "openai_gptoss",
     "[THINK]": "mistral",
+    "<|START_THINKING|>": "cohere",
     "<seed:think>": "seed_oss",
     "Here is my thought process:": "granite",
 }

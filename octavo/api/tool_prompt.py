@@ -24,15 +24,21 @@ To call a function, write its name and arguments as a JSON object between <tool_
 Write one pair of tags for each call. If no function is needed, just answer."""
 
 
-def instructions(tools: Sequence[Message]) -> str:
-    return _INSTRUCTIONS.format(tools="\n".join(_json(tool["function"]) for tool in tools))
-
-
-def with_system(messages: Sequence[Message], text: str) -> list[Message]:
-    """The text as, or at the end of, the system's message."""
+def taught(messages: Sequence[Message], tools: Sequence[Message]) -> list[Message]:
+    """The messages with the tools in the system's, or as it, and with all calls spelled out."""
+    messages, text = spelled_out(messages), _instructions(tools)
     if messages and messages[0]["role"] == "system":
         return [_joined(messages[0], messages[0]["content"], text), *messages[1:]]
     return [{"role": "system", "content": text}, *messages]
+
+
+def teaches(prompt: str, tools: Sequence[Message]) -> bool:
+    """Whether the prompt has the tools in these words."""
+    return _instructions(tools) in prompt
+
+
+def _instructions(tools: Sequence[Message]) -> str:
+    return _INSTRUCTIONS.format(tools="\n".join(_json(tool["function"]) for tool in tools))
 
 
 def without_system(messages: Sequence[Message]) -> list[Message]:

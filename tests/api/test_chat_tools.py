@@ -191,6 +191,35 @@ def test_a_template_without_tools_is_told_in_words() -> None:
     )
 
 
+def test_a_template_that_leaves_the_tools_out_is_told_in_words() -> None:
+    class Forgetful(TagTemplate):
+        source = "{{ tools }} <function="  # the sign of another format
+
+        def render(self, messages, *, tools=(), **kwargs) -> str:
+            return super().render(messages, **kwargs)
+
+    server = client(CALL, template=Forgetful())
+    (message,) = answer(server, tools=TOOLS)
+    assert b"<tools>" in bytes(server.engine.calls[0]["prompt"])
+    assert message["tool_calls"][0]["function"]["name"] == "weather"
+
+
+def test_results_are_named_after_their_calls() -> None:
+    class Naming(TagTemplate):
+        def render(self, messages, **kwargs) -> str:
+            return "".join(f"{message['role']}:{message.get('name')} " for message in messages)
+
+    server = client("ok", template=Naming())
+    messages = [
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "tool_calls": [{"id": "1", "function": TIME_CALL}]},
+        {"role": "tool", "tool_call_id": "1", "content": "noon"},
+        {"role": "tool", "tool_call_id": "2", "content": "?"},
+    ]
+    server.post(URL, {"model": "fake-model", "messages": messages})
+    assert bytes(server.engine.calls[0]["prompt"]) == b"user:None assistant:None tool:time tool:None "
+
+
 def test_ids_and_arguments_take_the_form_that_a_template_accepts() -> None:
     class Picky(TagTemplate):
         source = "{{ tools }} {{ tool_calls }} ids have length 9!"

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from msgspec import UNSET
@@ -73,6 +73,7 @@ async def render_chat(
             param = f"chat_template_kwargs.{name}"
             raise InvalidRequest(f"Unsupported parameter: '{param}'.", param=param, code="unsupported_parameter")
     rendered = [_template_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    _name_results(rendered)
     options = {
         "add_generation_prompt": not continue_final_message if add_generation_prompt is None else add_generation_prompt,
         "continue_final_message": bool(continue_final_message),
@@ -84,28 +85,40 @@ async def render_chat(
 def _render(
     template: ChatTemplate, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]], options: dict[str, Any]
 ) -> str:
-    """Templates differ in what they accept: the usual form first, if it is refused another one."""
-    source = template.source or ""
-    if tools and "tools" not in source:
-        messages = tool_prompt.with_system(messages, tool_prompt.instructions(tools))
-        tools = ()
-    forms = [messages if "tool_calls" in source else tool_prompt.spelled_out(messages)]
-    if _WANTS_SHORT_IDS in source:
-        forms = [[_with_short_ids(message) for message in forms[0]]]
-    if any(message.get("tool_calls") for message in forms[0]):
-        forms.append([_with_texts(message) for message in forms[0]])
-    elif forms[0][0]["role"] == "system":
-        forms.append(tool_prompt.without_system(forms[0]))
+    """With the tools as the template has them, or else in words."""
+    if tools and "tools" in (template.source or ""):
+        text = _accepted(template, messages, {**options, "tools": tools})
+        if all(tool["function"]["name"] in text for tool in tools):
+            return text
     if tools:
-        options = {**options, "tools": tools}
+        messages = tool_prompt.taught(messages, tools)
+    return _accepted(template, messages, options)
+
+
+def _accepted(template: ChatTemplate, messages: list[dict[str, Any]], options: dict[str, Any]) -> str:
+    """The messages in the first form of theirs that the template accepts. Raises the refusal of the usual form."""
     refusal: InvalidRequest | None = None
-    for form in forms:
+    for form in _forms(messages, template.source or ""):
         try:
             return template.render(form, **options)
         except InvalidRequest as error:
             refusal = refusal or error
     assert refusal is not None
     raise refusal
+
+
+def _forms(messages: list[dict[str, Any]], source: str) -> Iterator[list[dict[str, Any]]]:
+    """The usual form, then others that some templates want: templates were written for different conventions."""
+    called = any(message["role"] == "tool" or message.get("tool_calls") for message in messages)
+    if called and "tool_calls" not in source:
+        messages, called = tool_prompt.spelled_out(messages), False
+    if called and _WANTS_SHORT_IDS in source:
+        messages = [_with_short_ids(message) for message in messages]
+    yield messages
+    if called:
+        yield [_with_texts(message) for message in messages]
+    if messages[0]["role"] == "system":
+        yield tool_prompt.without_system(messages)
 
 
 def _with_short_ids(message: dict[str, Any]) -> dict[str, Any]:
@@ -160,6 +173,15 @@ def _template_message(message: ChatMessage, place: str) -> dict[str, Any]:
     if reasoning is not None:
         rendered |= dict.fromkeys(_REASONING, reasoning)
     return rendered
+
+
+def _name_results(messages: Sequence[dict[str, Any]]) -> None:
+    """Some templates want to know which tool gave a result; requests need only say which call it is of."""
+    names: dict[Any, str] = {}
+    for message in messages:
+        names |= {call["id"]: call["function"]["name"] for call in message.get("tool_calls", ())}
+        if message["role"] == "tool" and (name := names.get(message.get("tool_call_id"))) is not None:
+            message.setdefault("name", name)
 
 
 def _content(message: ChatMessage, place: str) -> str:

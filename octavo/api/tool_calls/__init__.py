@@ -26,7 +26,7 @@ _FORMATS: dict[str, _Entry] = {
     "phi4_mini_json": _Entry("hermes", ("functools[", "<|tool|>")),
     "granite": _Entry("hermes", ("<|tool_call|>",)),
     "hermes": _Entry("hermes", ("<tool_call>",)),
-    "pythonic": _Entry("pythonic", ("[func_name1(", "<|python_start|>")),
+    "pythonic": _Entry("pythonic", ("[func_name1(", "<|python_start|>", "<|tool_call_start|>")),
     "llama3_json": _Entry("llama3_json", ("<|python_tag|>", '{"name": function name, "parameters":')),
     "generic": _Entry("generic"),
 }

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from octavo.api.limits import NAME_LENGTH
 from octavo.api.reading import NotACall, Piece, Steps, Text, held
 
-_NAMES = ("name", "function", "tool")
+_NAMES = ("name", "function", "tool", "tool_name")
 _ARGUMENTS = ("arguments", "parameters", "args", "input")
 _PLAIN = re.compile(r'[^"\\\x00-\x1f]*')  # within a string
 _OUTSIDE = re.compile(r'[^"\[\]{}]*')

@@ -1,4 +1,4 @@
-"""Calls as Python: `[f(city="Paris", days=2), g()]`, as Llama 3.2 and 4 write them. Nothing is ever evaluated.
+"""Calls as Python: `[f(city="Paris", days=2), g()]`, as Llama 4 and LFM2 write them. Nothing is ever evaluated.
 
 Only tools that the request offers count: brackets are common. An argument without a name gets the one that the tool's
 schema has at its place.
@@ -13,7 +13,7 @@ from octavo.api.reading import NotACall, Piece, Steps, Text, attempt
 from octavo.api.tool_calls.format import Known, Lark
 from octavo.api.tool_calls.json_calls import dumps, loads
 
-_START, _END = "<|python_start|>", "<|python_end|>"
+_AROUND = ("<|python_start|>", "<|python_end|>", "<|tool_call_start|>", "<|tool_call_end|>")
 _NAME = re.compile(r"[\w.:/-]*")
 _PLAIN = re.compile(r"""[^"'()\[\]{},]*""")
 _KEYWORD = re.compile(r"\s*([^\W\d]\w*)\s*=(?!=)", re.ASCII)
@@ -31,10 +31,10 @@ _MARKS = {"(": "[", ")": "]"}
 
 
 class Pythonic:
-    markers = (_START, _END)
+    markers = _AROUND
 
     def read(self, text: Text, known: Known) -> Steps[None]:
-        while found := (yield from text.until("[", _START, _END)):
+        while found := (yield from text.until("[", *_AROUND)):
             if found == "[":
                 yield from attempt(text, self._calls(text, known))
             else:
