@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from octavo.cli import bench_latency, bench_serve, bench_throughput, keys_new, run, serve
+from octavo.cli import (
+    bench_latency,
+    bench_serve,
+    bench_throughput,
+    completion,
+    keys_new,
+    plan,
+    ps,
+    pull,
+    rm,
+    run,
+    serve,
+    show,
+    stop,
+)
+from octavo.cli import list as list_
 from octavo.cli.flags import Parser, add_engine_flags, engine_config, given
 from octavo.config import SECTIONS, EngineConfig, ServerConfig, parse_quantity
 from octavo.errors import ConfigError
@@ -77,8 +92,17 @@ FLAGS = {
     serve: [*ENGINE_FLAGS, *SERVER_FLAGS, *REPOSITORY_FLAGS],
     run: [
         *(flag for flag in ENGINE_FLAGS if flag != "--seed"),
-        *("--system", "--temperature", "--top-p", "--top-k", "--max-tokens", "--seed"),
+        *("--system", "--temperature", "--top-p", "--top-k", "--max-tokens", "--seed", "--format", "--json-schema"),
+        *("--verbose", "--no-history", "--url", "--local"),
     ],
+    plan: [*ENGINE_FLAGS, "--json", "--no-speed"],
+    pull: ["--revision", "--download-dir"],
+    list_: ["--json", "--download-dir"],
+    show: ["--json", "--download-dir", "--template"],
+    rm: ["--yes", "--download-dir"],
+    ps: ["--all", "--json", "--url"],
+    stop: ["--url"],
+    completion: [],
     bench_latency: [
         *ENGINE_FLAGS,
         *OUTPUT_FLAGS,
