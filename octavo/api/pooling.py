@@ -112,6 +112,7 @@ async def _jobs(
 async def _run(call: Call, engine: Engine, jobs: Sequence[_Job], reading: Reading) -> list[bytes]:
     tally = call.tally
     tally.prompt_tokens = sum(len(job.token_ids) for job in jobs)
+    tally.params = jobs[0].params
     lanes = min(len(jobs), POOLED_AT_ONCE)
     vectors = [b""] * len(jobs)
     with call.desk.accept_more(lanes - 1, call.background), call.tenant.charge(tally.prompt_tokens):
@@ -123,6 +124,9 @@ async def _run(call: Call, engine: Engine, jobs: Sequence[_Job], reading: Readin
                 assert output.pooled is not None
                 vectors[job.index] = output.pooled
                 tally.cached_tokens += output.num_cached_tokens
+                tally.finish_reasons.append("stop")
+                if output.metrics is not None:
+                    tally.times[job.index] = output.metrics
                 if output.metrics is not None:
                     tally.times[job.index] = output.metrics
     return vectors

@@ -13,8 +13,9 @@ from starlette.responses import Response
 
 from octavo.api.desk import Call
 from octavo.api.limits import POOLED_TEXTS
-from octavo.api.openai.embeddings import PoolingUsage, Truncate
-from octavo.api.openai.types import Count, Int32, Timeout
+from octavo.api.openai.embeddings import Truncate
+from octavo.api.openai.types import Count, Int32, PoolingUsage, Timeout
+from octavo.api.openai.usage import pooling_usage
 from octavo.api.operation import Operation
 from octavo.api.pooling import Reading, compare
 from octavo.api.wire import json_response
@@ -39,6 +40,7 @@ class RerankRequest(Struct, kw_only=True):
     priority: Int32 | None = None
     user: str | None = None
     timeout: Timeout | None = None
+    include_cost: bool | None = None
 
 
 class Ranked(Struct, kw_only=True):
@@ -68,6 +70,7 @@ class ScoreRequest(Struct, kw_only=True):
     priority: Int32 | None = None
     user: str | None = None
     timeout: Timeout | None = None
+    include_cost: bool | None = None
 
 
 class Score(Struct, kw_only=True):
@@ -89,6 +92,7 @@ async def rerank(call: Call) -> Response:
     """Sort documents by how well they answer a query."""
     request = await call.read(RerankRequest)
     call.deadline.shorten(request.timeout)
+    call.tally.costs_are_shown = request.include_cost is True
     served = await call.model(request.model, request.user)
     texts = [document if isinstance(document, str) else document.text for document in request.documents]
     pairs = [(request.query, text) for text in texts]
@@ -99,7 +103,7 @@ async def rerank(call: Call) -> Response:
         Ranked(index=index, relevance_score=scores[index], document=Document(text=texts[index]) if shown else UNSET)
         for index in best
     ]
-    usage = PoolingUsage.of(call.tally)
+    usage = pooling_usage(call.tally)
     return json_response(Ranking(id=f"rerank-{call.request_id}", model=served.name, results=results, usage=usage))
 
 
@@ -108,6 +112,7 @@ async def score(call: Call) -> Response:
     request = await call.read(ScoreRequest)
     first, second = _texts(request)
     call.deadline.shorten(request.timeout)
+    call.tally.costs_are_shown = request.include_cost is True
     served = await call.model(request.model, request.user)
     scores = await compare(call, served.engine, pair_up(first, second), _reading(request), "text_2")
     answer = ScoreList(
@@ -115,7 +120,7 @@ async def score(call: Call) -> Response:
         created=int(time.time()),
         model=served.name,
         data=[Score(index=index, score=score) for index, score in enumerate(scores)],
-        usage=PoolingUsage.of(call.tally),
+        usage=pooling_usage(call.tally),
     )
     return json_response(answer)
 

@@ -224,3 +224,17 @@ def test_bad_pairs_are_named(fields: dict[str, Any], param: str) -> None:
     reply = Client().post("/score", fields)
     assert reply.status == 400
     assert reply.json["error"]["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/embeddings", body()),
+        ("/v1/rerank", {"query": "a", "documents": ["b"]}),
+        ("/v1/score", {"text_1": "a", "text_2": "b"}),
+    ],
+)
+def test_what_it_cost_is_said_where_it_is_asked(path: str, fields: dict[str, Any]) -> None:
+    assert "cost" not in Client().post(path, fields).json["usage"]
+    cost = Client().post(path, {**fields, "include_cost": True}).json["usage"]["cost"]
+    assert cost["compute_seconds"] >= 0

@@ -9,10 +9,11 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 from starlette.responses import Response
 
-from octavo.api.desk import Call, Tally
+from octavo.api.desk import Call
 from octavo.api.limits import POOLED_TEXTS
 from octavo.api.openai.prompts import split_prompts
-from octavo.api.openai.types import INT_MAX, CacheSalt, Int32, MaxTokens, Prompt, Timeout
+from octavo.api.openai.types import INT_MAX, CacheSalt, Int32, MaxTokens, PoolingUsage, Prompt, Timeout
+from octavo.api.openai.usage import pooling_usage
 from octavo.api.operation import Operation
 from octavo.api.pooling import Reading, embed
 from octavo.api.wire import json_response
@@ -34,6 +35,7 @@ class EmbeddingRequest(Struct, kw_only=True):
     priority: Int32 | None = None
     cache_salt: CacheSalt | None = None
     timeout: Timeout | None = None  # seconds for the whole answer
+    include_cost: bool | None = None  # in `usage`
 
 
 class Embedding(Struct, kw_only=True):
@@ -42,15 +44,6 @@ class Embedding(Struct, kw_only=True):
     object: Literal["embedding"] = "embedding"
     index: int
     embedding: list[float] | str
-
-
-class PoolingUsage(Struct, kw_only=True):
-    prompt_tokens: int
-    total_tokens: int
-
-    @classmethod
-    def of(cls, tally: Tally) -> PoolingUsage:
-        return cls(prompt_tokens=tally.prompt_tokens, total_tokens=tally.prompt_tokens)
 
 
 class EmbeddingList(Struct, kw_only=True):
@@ -68,6 +61,7 @@ async def embeddings(call: Call) -> Response:
     texts = split_prompts(request.input, "input", POOLED_TEXTS)
     params = PoolingParams(normalize=request.normalize, dimensions=request.dimensions)
     call.deadline.shorten(request.timeout)
+    call.tally.costs_are_shown = request.include_cost is True
     served = await call.model(request.model, request.user, task="embed")
     reading = Reading(
         truncate=request.truncate_prompt_tokens,
@@ -82,7 +76,7 @@ async def embeddings(call: Call) -> Response:
         created=int(time.time()),
         data=[Embedding(index=index, embedding=written(vector)) for index, vector in enumerate(vectors)],
         model=served.name,
-        usage=PoolingUsage.of(call.tally),
+        usage=pooling_usage(call.tally),
     )
     return json_response(answer)
 

@@ -284,6 +284,12 @@ class Usage(Struct, kw_only=True):
     cost: Cost | UnsetType = UNSET
 
 
+class PoolingUsage(Struct, kw_only=True):
+    prompt_tokens: int
+    total_tokens: int
+    cost: Cost | UnsetType = UNSET
+
+
 class WireLogprob(Struct, kw_only=True):
     """One entry of `prompt_logprobs`."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import UNSET
 
 from octavo.api.desk import Tally
-from octavo.api.openai.types import CompletionTokensDetails, Cost, PromptTokensDetails, Usage
+from octavo.api.openai.types import CompletionTokensDetails, Cost, PoolingUsage, PromptTokensDetails, Usage
 
 
 def usage(tally: Tally) -> Usage:
@@ -18,7 +18,16 @@ def usage(tally: Tally) -> Usage:
         completion_tokens_details=details if tally.reasoning_tokens else UNSET,
     )
     if tally.costs_are_shown:
-        answer.cost = Cost(queue_seconds=tally.queue_seconds, compute_seconds=tally.compute_seconds)
-        if tally.energy_joules is not None:
-            answer.cost.energy_joules = tally.energy_joules
+        answer.cost = _cost(tally)
     return answer
+
+
+def pooling_usage(tally: Tally) -> PoolingUsage:
+    """Of an answer without tokens."""
+    cost = _cost(tally) if tally.costs_are_shown else UNSET
+    return PoolingUsage(prompt_tokens=tally.prompt_tokens, total_tokens=tally.prompt_tokens, cost=cost)
+
+
+def _cost(tally: Tally) -> Cost:
+    energy = UNSET if tally.energy_joules is None else tally.energy_joules
+    return Cost(queue_seconds=tally.queue_seconds, compute_seconds=tally.compute_seconds, energy_joules=energy)
