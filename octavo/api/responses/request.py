@@ -98,10 +98,12 @@ class _Conversation:
             case None | "message":
                 self._add_message(item, place)
             case "reasoning":
-                self._assistant(said=False).reasoning = _reasoning(item, place)
+                turn = self._silent_turn()
+                turn.reasoning = (turn.reasoning or "") + _reasoning(item, place)
             case "function_call":
-                turn = self._assistant(said=None)
-                turn.tool_calls = [*(turn.tool_calls or ()), _tool_call(item, place)]
+                turn = self._turn or self._begin_turn()
+                turn.tool_calls = turn.tool_calls or []
+                turn.tool_calls.append(_tool_call(item, place))
             case "function_call_output":
                 output = _text(_field(item, "output", place), f"{place}.output")
                 self._append(ChatMessage(role="tool", content=output, tool_call_id=_field(item, "call_id", place)))
@@ -114,7 +116,7 @@ class _Conversation:
         role = _field(item, "role", place)
         content = _parts(_field(item, "content", place), f"{place}.content")
         if role == "assistant":
-            self._assistant(said=False).content = content
+            self._silent_turn().content = content
         else:
             self._append(ChatMessage(role=role, content=content))
 
@@ -122,14 +124,16 @@ class _Conversation:
         self._messages.append(message)
         self._turn = None
 
-    def _assistant(self, *, said: bool | None) -> ChatMessage:
-        """The assistant's turn that goes on, or another. said=False: one that has not said anything yet."""
-        turn = self._turn
-        if turn is None or (said is False and (turn.content is not None or turn.tool_calls)):
-            turn = ChatMessage(role="assistant", content=None)
-            self._append(turn)
-            self._turn = turn
+    def _begin_turn(self) -> ChatMessage:
+        turn = ChatMessage(role="assistant", content="")
+        self._append(turn)
+        self._turn = turn
         return turn
+
+    def _silent_turn(self) -> ChatMessage:
+        """The assistant's turn that goes on, if nothing has been said or called in it yet, else another."""
+        turn = self._turn
+        return self._begin_turn() if turn is None or turn.content or turn.tool_calls else turn
 
 
 def _reasoning(item: InputItem, place: str) -> str:
