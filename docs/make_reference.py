@@ -39,6 +39,8 @@ class Service:
 
 def services() -> list[Service]:
     """The requests of the official clients that octavo answers too."""
+    from anthropic.types import message_create_params
+    from ollama import _types as ollama
     from openai.types import completion_create_params, embedding_create_params
     from openai.types.chat import completion_create_params as chat_create_params
     from openai.types.responses import response_create_params
@@ -48,11 +50,18 @@ def services() -> list[Service]:
         ("Completions", "/v1/completions", "openai", completion_create_params.CompletionCreateParamsBase),
         ("Embeddings", "/v1/embeddings", "openai", embedding_create_params.EmbeddingCreateParams),
         ("Responses", "/v1/responses", "openai", response_create_params.ResponseCreateParamsBase),
+        ("Messages", "/v1/messages", "anthropic", message_create_params.MessageCreateParamsBase),
     ]
-    return [
+    models = [
+        ("Ollama's chat", "/api/chat", ollama.ChatRequest),
+        ("Ollama's generate", "/api/generate", ollama.GenerateRequest),
+        ("Ollama's embed", "/api/embed", ollama.EmbedRequest),
+    ]
+    services = [
         Service(title, path, package, (*shape.__annotations__, *(("stream",) if path != "/v1/embeddings" else ())))
         for title, path, package, shape in found
     ]
+    return services + [Service(title, path, "ollama", tuple(shape.model_fields)) for title, path, shape in models]
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,8 @@ def compatibility() -> Iterator[str]:
         rows = [(f"`{name}`", *_fate_cells(fate(operation, name))) for name in sorted(service.fields)]
         yield table((f"field of `{service.package}`", "here", ""), rows)
         if extra := sorted(set(encoded_fields(operation.takes)) - set(service.fields)):
-            yield "Besides, under the names that vLLM's users know: " + ", ".join(f"`{name}`" for name in extra) + "."
+            whose = ", under the names that vLLM's users know" if service.package == "openai" else ""
+            yield f"Besides{whose}: " + ", ".join(f"`{name}`" for name in extra) + "."
 
 
 def _fate_cells(what: Fate) -> tuple[str, str]:

@@ -7,7 +7,13 @@ from starlette.responses import Response
 from octavo.api.desk import Call
 from octavo.api.ollama.answer import Clock
 from octavo.api.ollama.request import model_name
-from octavo.api.ollama.types import EmbedAnswer, EmbeddingsAnswer, EmbeddingsRequest, EmbedRequest
+from octavo.api.ollama.types import (
+    EMBED_WITHOUT_EFFECT,
+    EmbedAnswer,
+    EmbeddingsAnswer,
+    EmbeddingsRequest,
+    EmbedRequest,
+)
 from octavo.api.operation import Operation
 from octavo.api.pooling import Reading, embed
 from octavo.api.wire import json_response
@@ -50,7 +56,13 @@ async def embed_prompt(call: Call) -> Response:
 
 OPERATIONS = (
     Operation(
-        method="POST", path="/api/embed", handler=embed_texts, takes=EmbedRequest, gives=EmbedAnswer, any_media=True
+        method="POST",
+        path="/api/embed",
+        handler=embed_texts,
+        takes=EmbedRequest,
+        gives=EmbedAnswer,
+        any_media=True,
+        without_effect=EMBED_WITHOUT_EFFECT,
     ),
     Operation(
         method="POST",
@@ -59,5 +71,6 @@ OPERATIONS = (
         takes=EmbeddingsRequest,
         gives=EmbeddingsAnswer,
         any_media=True,
+        without_effect=EMBED_WITHOUT_EFFECT,
     ),
 )

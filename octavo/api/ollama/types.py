@@ -28,6 +28,10 @@ WITHOUT_EFFECT = {
     "truncate": "A conversation that is too long is refused.",
     "shift": "An answer ends where the context does.",
 }
+EMBED_WITHOUT_EFFECT = {
+    "keep_alive": WITHOUT_EFFECT["keep_alive"],
+    "options": "They say how texts are written.",
+}
 
 # ---- what is asked ----
 
