@@ -310,6 +310,22 @@ def test_few_lines_run_while_others_use_the_server(tmp_path: Path) -> None:
     run(scenario, tmp_path, engine, batch_concurrency=16)
 
 
+def test_batches_go_on_side_by_side(tmp_path: Path) -> None:
+    """A long one does not keep a short one that came later waiting."""
+    engine = FakeEngine(seats=asyncio.Semaphore(2))
+
+    async def scenario(server: Server) -> None:
+        long = await server.start(*(line(number) for number in range(200)))
+        while (await server.reach(long, "in_progress"))["request_counts"]["completed"] < 5:
+            await asyncio.sleep(0)
+        short = await server.end(await server.start(*(line(number) for number in range(5))))
+        assert short["status"] == "completed"
+        assert (await server.get(f"/v1/batches/{long['id']}")).json["request_counts"]["completed"] < 100
+        assert (await server.end(long))["request_counts"]["completed"] == 200
+
+    run(scenario, tmp_path, engine, batch_concurrency=2)
+
+
 def test_lines_wait_for_room(tmp_path: Path) -> None:
     """A share that is used up, or a full server, is no answer to a line."""
     keys = tmp_path / "keys.toml"

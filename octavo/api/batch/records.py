@@ -239,10 +239,10 @@ class Batches:
 
         return await self._database.run(select)
 
-    async def close(self, batch: Batch, output: StoredFile | None, errors: StoredFile | None, failed: int) -> None:
+    async def close(self, batch: Batch, output: StoredFile | None, errors: StoredFile | None, failed: int) -> Batch:
         """A batch that was finalized, or cancelled, is over, and its files of answers exist, in one moment."""
 
-        def finish(connection: sqlite3.Connection) -> None:
+        def finish(connection: sqlite3.Connection) -> Batch:
             current = _current(connection, batch)
             for file in (output, errors):
                 if file is not None:
@@ -261,8 +261,9 @@ class Batches:
             )
             _save(connection, closed)
             connection.execute("DELETE FROM results WHERE batch = ?", (_place(connection, batch),))
+            return closed
 
-        await self._database.run(finish, durable=True)
+        return await self._database.run(finish, durable=True)
 
 
 def _current(connection: sqlite3.Connection, batch: Batch) -> Batch:

@@ -179,9 +179,11 @@ class Runner:
         path = self._files.path(batch.input_file_id)
         count, mistakes = await asyncio.to_thread(lines.check, path, batch.endpoint, self._limits)
         if mistakes:
-            await self._batches.move(batch, ("validating",), "failed", mistakes=mistakes)
+            moved = await self._batches.move(batch, ("validating",), "failed", mistakes=mistakes)
         else:
-            await self._batches.move(batch, ("validating",), "in_progress", total=count)
+            moved = await self._batches.move(batch, ("validating",), "in_progress", total=count)
+        if moved is not None:
+            _log(moved)
 
     # ------------------------------------------------------------------ lines
 
@@ -237,7 +239,7 @@ class Runner:
             errors = _Lines(self._files, batch, "error", stack)
             if batch.total:
                 await self._write_answers(batch, output, errors)
-            await self._batches.close(batch, await output.settle(), await errors.settle(), errors.count)
+            _log(await self._batches.close(batch, await output.settle(), await errors.settle(), errors.count))
 
     async def _write_answers(self, batch: Batch, output: _Lines, errors: _Lines) -> None:
         path = self._files.path(batch.input_file_id)
@@ -259,6 +261,18 @@ class Runner:
             for result in found:
                 yield result
             after = found[-1].line
+
+
+def _log(batch: Batch) -> None:
+    logger.info(
+        "%s is %s: %d lines, %d completed, %d failed",
+        batch.id,
+        batch.status,
+        batch.total,
+        batch.completed,
+        batch.failed,
+        extra={"batch_id": batch.id, "tenant": batch.owner, "status": batch.status},
+    )
 
 
 class _Lines:
