@@ -19,6 +19,8 @@ const colour = (element, property = "color") => getComputedStyle(element).getPro
 const legend = (canvas) =>
   [...canvas.parentElement.querySelectorAll(".legend i")].map((sample) => colour(sample, "background-color"));
 
+const LONGEST_GAP = 15; // seconds without a value that a line goes on over
+
 /**
  * Lines over time. samples: [{at, values: [number or null, …]}] in seconds, oldest first; now: the right edge;
  * span: seconds from left to right; format(value): in words.
@@ -62,9 +64,10 @@ function drawLine(pen, samples, line, stroke, x, y) {
   let before = null;
   for (const { at, values } of samples) {
     const value = values[line];
-    if (value == null) before = null;
-    else if (before == null) pen.moveTo(x(at) - 1, y(value)), pen.lineTo(x(at), y(value)), (before = at);
-    else pen.lineTo(x(at), y(value)), (before = at);
+    if (value == null) continue;
+    if (before == null || at - before > LONGEST_GAP) pen.moveTo(x(at) - 1, y(value));
+    pen.lineTo(x(at), y(value));
+    before = at;
   }
   pen.stroke();
   pen.setLineDash([]);

@@ -98,7 +98,7 @@ function choose(models) {
 }
 
 const count = new Intl.NumberFormat("en").format;
-const rate = (value) => (value == null ? "–" : value < 10 ? value.toFixed(1) : count(Math.round(value)));
+const rate = (value) => (value == null ? "–" : value && value < 10 ? value.toFixed(1) : count(Math.round(value)));
 const percent = (part, whole) => (whole ? `${((100 * part) / whole).toFixed(part && part < whole / 10 ? 1 : 0)} %` : "–");
 
 function time(seconds) {
