@@ -84,7 +84,7 @@ class Endpoint:
             return
         if self.operation.for_admins:  # about models, not for one
             headers = Headers(scope=scope)
-            _check_media(headers, self.operation.media)
+            self._check_media(headers)
             call.body = await _read(headers, receive, self.desk.limits.small_body_bytes, _ignore)
             await self._answer(call, scope, receive, answer)
             return
@@ -99,10 +99,18 @@ class Endpoint:
         call.tenant.check()
         with call.tenant.request(), self.desk.bodies.receive() as grow:
             headers = Headers(scope=scope)
-            _check_media(headers, None if self.operation.any_media else self.operation.media)
+            self._check_media(headers)
             call.body = await _read(headers, receive, self.desk.limits.body_bytes, grow)
             with self.desk.accept(call.background):  # only now: who sends slowly takes no place from others
                 await self._answer(call, scope, receive, answer)
+
+    def _check_media(self, headers: Headers) -> None:
+        kind, wanted = headers.get("content-type", "").partition(";")[0].strip().lower(), self.operation.media
+        if kind != wanted and not self.operation.any_media:
+            what = "JSON" if wanted == "application/json" else "a form"
+            raise UnsupportedMedia(f"The body must be {what}; send the header `Content-Type: {wanted}`.")
+        if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+            raise UnsupportedMedia("Compressed request bodies are not supported; send the body as it is.")
 
     def _call(self, tenant: Tenant, scope: Scope) -> Call:
         return Call(
@@ -128,7 +136,7 @@ class Endpoint:
             raise ShuttingDown("The server is shutting down.")
         call.tenant.check()
         headers = Headers(scope=scope)
-        _check_media(headers, self.operation.media)
+        self._check_media(headers)
         most = self.desk.limits.file_bytes + FORM_BYTES
         _check_length(headers, most)
         call.stream = BodyStream(headers["content-type"], _parts(receive, most))
@@ -176,15 +184,6 @@ def _check_length(headers: Headers, most: int) -> None:
         raise InvalidRequest("Content-Length must be a number of bytes.")
     if int(declared[:18]) > most:
         raise too_large(most)
-
-
-def _check_media(headers: Headers, wanted: str | None) -> None:
-    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if wanted is not None and kind != wanted:
-        what = "JSON" if wanted == "application/json" else "a form"
-        raise UnsupportedMedia(f"The body must be {what}; send the header `Content-Type: {wanted}`.")
-    if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
-        raise UnsupportedMedia("Compressed request bodies are not supported; send the body as it is.")
 
 
 class Answer:

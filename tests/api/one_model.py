@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from octavo.errors import EngineDead, ModelNotFound, Overloaded
-from octavo.face import Engine, Known, Served, VersionCard
+from octavo.face import Engine, Known, ModelStatus, Served, VersionCard
 
 
 class Starting(Overloaded):
@@ -22,6 +22,7 @@ class OneModel:
 
     def __init__(self, engine: Engine | None = None) -> None:
         self.engine = engine
+        self.unloaded: list[str] = []
 
     @property
     def room(self) -> int | None:
@@ -76,6 +77,12 @@ class OneModel:
 
     def drain(self) -> None:
         pass
+
+    def status(self) -> list[ModelStatus]:
+        return []
+
+    def unload(self, name: str, version: int | None = None) -> None:
+        self.unloaded.append(self.find(name).model)
 
     def _names(self, engine: Engine) -> tuple[str, ...]:
         return engine.config.model.served_model_name or (engine.checkpoint.name,)

@@ -129,6 +129,15 @@ def test_nothing_to_say_loads_the_model(path: str, body: dict[str, Any]) -> None
     assert client.post(path, {"model": "other", **body}).status == 404
 
 
+@pytest.mark.parametrize(("path", "keep_alive"), [(CHAT, 0), (GENERATE, "0s")])
+def test_nothing_to_say_and_no_time_to_stay_unloads_the_model(path: str, keep_alive: Any) -> None:
+    client = Client()
+    reply = client.post(path, {"model": "fake-model:latest", "keep_alive": keep_alive})
+    assert (reply.status, reply.json["done_reason"]) == (200, "unload")
+    assert client.models.unloaded == ["fake-model"]
+    assert client.post(path, {"model": "fake-model", "keep_alive": "5 minutes"}).status == 400
+
+
 def test_plain_curl_is_understood() -> None:
     """Which calls every body a form; browsers that would do so say whose page it is, and are refused by that."""
     headers = {"content-type": "application/x-www-form-urlencoded"}

@@ -29,7 +29,7 @@ from octavo.api.openai.sampling import sampling_params
 from octavo.api.operation import Operation
 from octavo.api.stream import LINES, EventStream
 from octavo.api.wire import fields_called, json_response
-from octavo.errors import InvalidRequest
+from octavo.errors import Forbidden, InvalidRequest
 from octavo.face import Engine
 
 
@@ -59,9 +59,18 @@ def _check(request: CommonFields) -> None:
 
 
 async def _load(call: Call, request: CommonFields, shape: Shape) -> ASGIApp:
-    await call.model(model_name(request.model))
+    """Without anything to answer; a model that is not to stay is unloaded."""
+    name = model_name(request.model)
+    unload = request.keep_alive is not None and seconds(request.keep_alive) == 0
+    if unload:
+        if call.tenant.role != "admin":
+            raise Forbidden("This key may not unload models: it is not an administrator's.")
+        call.desk.models.unload(call.desk.models.find(name).model)
+    else:
+        await call.model(name)
+    reason = "unload" if unload else "load"
     return json_response(
-        shape(Said(), model=request.model, created_at=rfc3339(), done=True, done_reason="load", logprobs=None)
+        shape(Said(), model=request.model, created_at=rfc3339(), done=True, done_reason=reason, logprobs=None)
     )
 
 

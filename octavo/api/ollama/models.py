@@ -6,7 +6,7 @@ What the files of a model say is read anew for each request, off the event loop:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +30,8 @@ from octavo.api.operation import Operation
 from octavo.api.wire import json_response, missing
 from octavo.checkpoint import Checkpoint, store
 from octavo.checkpoint.description import Description, describe
-from octavo.errors import CheckpointError, ModelNotFound, NotFound
-from octavo.face import Engine, Known
+from octavo.errors import CheckpointError, NotFound
+from octavo.face import Engine, Known, VersionStatus
 
 _FOR_EVER = "9999-12-31T23:59:59Z"
 _SCALES = ((1e9, "B"), (1e6, "M"), (1e3, "K"))
@@ -43,6 +43,7 @@ class Card:
 
     known: Known
     engine: Engine | None  # None: not loaded
+    status: VersionStatus | None  # of the version that serves
     about: Description | None
     digest: str
 
@@ -70,7 +71,7 @@ class Card:
 
 async def tags(call: Call) -> Response:
     """The models that are served, as Ollama's."""
-    cards = await asyncio.to_thread(_cards, call.desk.known(), call.desk.models.engines())
+    cards = await _cards(call, call.desk.known())
     return json_response(
         OllamaModelList(
             models=[
@@ -90,20 +91,22 @@ async def tags(call: Call) -> Response:
 
 async def running(call: Call) -> Response:
     """The models that are loaded, as Ollama's."""
-    cards = await asyncio.to_thread(_cards, call.desk.known(), call.desk.models.engines())
-    return json_response(RunningModels(models=[_running(card) for card in cards if card.known.state == "ready"]))
+    cards = await _cards(call, [known for known in call.desk.known() if known.state == "ready"])
+    return json_response(RunningModels(models=[_running(card) for card in cards]))
 
 
 def _running(card: Card) -> RunningModel:
     on_gpu = card.engine is not None and card.engine.config.execution.device.startswith("cuda")
+    size = (card.status and card.status.memory) or card.size
+    expires = card.status.expires_at if card.status else None
     return RunningModel(
         name=card.known.name,
         model=card.known.name,
-        size=card.size,
+        size=size,
         digest=card.digest,
         details=card.details,
-        expires_at=_FOR_EVER,
-        size_vram=card.size if on_gpu else 0,
+        expires_at=_FOR_EVER if expires is None else rfc3339(expires),
+        size_vram=size if on_gpu else 0,
         context_length=card.known.max_model_len or 0,
     )
 
@@ -114,10 +117,7 @@ async def show(call: Call) -> Response:
     asked = request.model or request.name
     if asked is None:
         raise missing("model")
-    known = [known for known in call.desk.known() if known.name == model_name(asked)]
-    if not known:
-        raise ModelNotFound(f"model '{asked[:64]}' not found; GET /api/tags lists those that are served", param="model")
-    (card,) = await asyncio.to_thread(_cards, known, call.desk.models.engines())
+    (card,) = await _cards(call, [call.desk.models.find(model_name(asked))])
     return json_response(_shown(card))
 
 
@@ -159,22 +159,26 @@ def _capabilities(card: Card) -> list[str]:
     return [name for name, can in able.items() if can]
 
 
-def _cards(known: Sequence[Known], engines: Sequence[Engine]) -> list[Card]:
-    loaded = {engine.checkpoint.name: engine for engine in engines}
-    return [_card(each, loaded) for each in known]
+async def _cards(call: Call, known: Sequence[Known]) -> list[Card]:
+    models = call.desk.models
+    engines = {engine.checkpoint.name: engine for engine in models.engines()}
+    versions = {(model.name, each.version): each for model in models.status() for each in model.versions}
+    return await asyncio.to_thread(
+        lambda: [_card(each, engines.get(each.root), versions.get((each.model, each.version))) for each in known]
+    )
 
 
-def _card(known: Known, loaded: Mapping[str, Engine]) -> Card:
-    engine = loaded.get(known.root)
+def _card(known: Known, engine: Engine | None, status: VersionStatus | None) -> Card:
     about, digest = None, ""
     try:
-        checkpoint = store.open_here(known.root) if engine is None else engine.checkpoint
+        source = (status and status.source) or known.root
+        checkpoint = store.open_here(source) if engine is None else engine.checkpoint
         about = describe(checkpoint) if isinstance(checkpoint, Checkpoint) else None
-        stored = store.find(known.root)
+        stored = store.find(source)
         digest = stored.digest if stored else ""
     except (CheckpointError, NotFound):
         pass  # it is listed with what is known without its files
-    return Card(known=known, engine=engine, about=about, digest=digest)
+    return Card(known=known, engine=engine, status=status, about=about, digest=digest)
 
 
 def _amount(count: int) -> str:

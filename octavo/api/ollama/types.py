@@ -24,7 +24,7 @@ GENERATE_UNSUPPORTED = {
 }
 
 WITHOUT_EFFECT = {
-    "keep_alive": "How long a model stays is the server's setting (--keep-alive).",
+    "keep_alive": "How long a model stays is the server's setting; 0 without a prompt unloads it.",
     "truncate": "A conversation that is too long is refused.",
     "shift": "An answer ends where the context does.",
 }
