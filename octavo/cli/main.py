@@ -18,7 +18,7 @@ from octavo.errors import OctavoError
 VERBS = {
     "serve": ("serve", "serve a model over HTTP with OpenAI's API"),
     "run": ("run", "answer one prompt"),
-    "chat": ("run", "talk to a model in the terminal; the same as run without a prompt"),
+    "chat": ("chat", "talk to a model in the terminal"),
     "pull": ("pull", "fetch a model"),
     "list": ("list", "the models on this machine"),
     "show": ("show", "what a model is"),

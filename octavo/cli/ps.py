@@ -64,4 +64,4 @@ def _until(version: Mapping[str, Any], now: float) -> str:
     if version["state"] != "ready":
         return ""
     at = version["expires_at"]
-    return "stopped" if at is None else f"{duration(max(at - now, 0))} from now"
+    return "forever" if at is None else f"{duration(max(at - now, 0))} from now"

@@ -1,4 +1,4 @@
-"""`octavo run` and `octavo chat`: one answer, or a conversation, in the terminal.
+"""`octavo run`: one answer, or a conversation, in the terminal.
 
 A running server that has the model answers; else the model is loaded here, in a process of its own, so Ctrl-C stops an
 answer and nothing else. What the model says goes to standard output and everything else to standard error, so answers
@@ -45,6 +45,10 @@ The first word is a model if it is a file or folder, ends in .gguf, or has the f
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("words", nargs="*", metavar="MODEL, PROMPT", help="a model, a prompt, or a model and a prompt")
+    add_answer_flags(parser)
+
+
+def add_answer_flags(parser: Parser) -> None:
     group = parser.add_argument_group("How it answers")
     group.add_argument("--system", metavar="TEXT", help="system message of the conversation")
     group.add_argument("--temperature", type=number(float), metavar="X", help="0: always the likeliest token")
@@ -68,12 +72,16 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    model, prompt = split_words(options.words)
+    return converse(options, *_served_here(options, model, prompt))
+
+
+def converse(options: argparse.Namespace, model: str | None, prompt: str | None) -> int:
+    """Answer a prompt, or whoever sits at the terminal. Returns the exit status."""
     from octavo.cli.talk import talk
     from octavo.logs import configure_logging
 
     configure_logging("warning")
-    model, prompt = split_words(options.words)
-    model, prompt = _served_here(options, model, prompt)
     config = engine_config(options, model)
     settings = Settings(_sampling(options), structure(options.format, options.json_schema))
     prompt = read_prompt(model, prompt)

@@ -8,6 +8,7 @@ from octavo.cli import (
     bench_latency,
     bench_serve,
     bench_throughput,
+    chat,
     completion,
     keys_new,
     plan,
@@ -91,6 +92,11 @@ OUTPUT_FLAGS = ["--output-json", "--bench-seed"]
 FLAGS = {
     serve: [*ENGINE_FLAGS, *SERVER_FLAGS, *REPOSITORY_FLAGS],
     run: [
+        *(flag for flag in ENGINE_FLAGS if flag != "--seed"),
+        *("--system", "--temperature", "--top-p", "--top-k", "--max-tokens", "--seed", "--format", "--json-schema"),
+        *("--verbose", "--no-history", "--url", "--local"),
+    ],
+    chat: [
         *(flag for flag in ENGINE_FLAGS if flag != "--seed"),
         *("--system", "--temperature", "--top-p", "--top-k", "--max-tokens", "--seed", "--format", "--json-schema"),
         *("--verbose", "--no-history", "--url", "--local"),

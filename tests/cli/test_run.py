@@ -19,6 +19,7 @@ from octavo import env
 from octavo.cli import talk as module
 from octavo.cli.conversation import Conversation, Settings
 from octavo.cli.flags import Parser
+from octavo.cli.main import main
 from octavo.cli.run import add_arguments, read_prompt, split_words
 from octavo.cli.speakers import Local
 from octavo.cli.talk import talk
@@ -286,3 +287,12 @@ def test_an_engine_that_refuses_one_prompt_is_an_error(runner) -> None:
     engine = FakeEngine(error=InvalidRequest("no"))
     with pytest.raises(InvalidRequest):
         talk(with_engine(engine), runner, "Hi")
+
+
+def test_the_only_word_of_chat_is_a_model(monkeypatch, capsys, tmp_path) -> None:
+    monkeypatch.setattr(env, "OFFLINE", True)
+    (tmp_path / "piped").write_text("Hi")
+    with open(tmp_path / "piped") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert main(["chat", "gpt2", "--local", "--download-dir", str(tmp_path)]) == 1
+    assert "gpt2 is not on this machine" in capsys.readouterr().err
