@@ -7,7 +7,7 @@ from typing import Any
 
 from octavo.checkpoint.checkpoint import Checkpoint, read_config, read_json
 from octavo.checkpoint.gguf import GGUFFile
-from octavo.checkpoint.gguf_config import config_from_gguf, generation_config_from_gguf
+from octavo.checkpoint.gguf_config import config_from_gguf, generation_config_from_gguf, pooling_from_gguf
 from octavo.checkpoint.sentence import read_pooling
 from octavo.config import LoadFormat
 from octavo.errors import CheckpointError
@@ -63,6 +63,7 @@ def _open_gguf(path: Path, name: str, load_format: LoadFormat) -> Checkpoint:
         format="dummy" if load_format == "dummy" else "gguf",
         config=config_from_gguf(file),
         generation_config=generation_config_from_gguf(file),
+        pooling=pooling_from_gguf(file),
     )
 
 

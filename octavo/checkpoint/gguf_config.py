@@ -13,9 +13,10 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from octavo.checkpoint.checkpoint import shown
+from octavo.checkpoint.checkpoint import SentencePooling, shown
 from octavo.checkpoint.gguf import GGUFFile, StringArray
 from octavo.errors import CheckpointError
+from octavo.request import Pooling
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -27,6 +28,8 @@ _SAMPLING = {
     "min_p": "min_p",
     "penalty_repeat": "repetition_penalty",
 }
+
+_POOLINGS: dict[int, Pooling] = {1: "mean", 2: "cls", 3: "last"}
 
 # Gemma 3's largest model scales attention by its hidden size, the others by their head size.
 _GEMMA3_27B_LAYERS = 62
@@ -267,6 +270,28 @@ def _gemma3(keys: _Keys) -> dict[str, Any]:
     }
 
 
+def pooling_from_gguf(file: GGUFFile) -> SentencePooling:
+    """How vectors are made of texts, as far as the file says."""
+    pooling = file.metadata.get(f"{file.metadata.get('general.architecture')}.pooling_type")
+    return SentencePooling(pooling=_POOLINGS.get(pooling) if type(pooling) is int else None)
+
+
+def _bert(keys: _Keys) -> dict[str, Any]:
+    segments = keys.file.tensors.get("token_types.weight")
+    return {
+        "architectures": ["BertModel"],
+        "model_type": "bert",
+        "hidden_size": keys.count("embedding_length"),
+        "intermediate_size": keys.count("feed_forward_length"),
+        "num_hidden_layers": _layers(keys),
+        "num_attention_heads": keys.count("attention.head_count"),
+        "max_position_embeddings": keys.count("context_length"),
+        "type_vocab_size": segments.shape[0] if segments is not None and segments.shape else 2,
+        "layer_norm_eps": keys.real("attention.layer_norm_epsilon", 1e-12),
+        "hidden_act": "gelu",
+    }
+
+
 def _gpt2(keys: _Keys) -> dict[str, Any]:
     return {
         "architectures": ["GPT2LMHeadModel"],
@@ -287,4 +312,5 @@ _FAMILIES: dict[str, Callable[[_Keys], dict[str, Any]]] = {
     "qwen3": _qwen3,
     "gemma3": _gemma3,
     "gpt2": _gpt2,
+    "bert": _bert,
 }

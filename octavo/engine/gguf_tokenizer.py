@@ -1,8 +1,8 @@
 """The tokenizer inside a GGUF file, rebuilt for the `tokenizers` library.
 
 GGUF keeps a vocabulary, token types, merges or scores, and the *name* of a way to split text into words; what the name
-means is data here. Two kinds exist for the families octavo serves: byte-level BPE ("gpt2") and SentencePiece BPE
-("llama"). Knows nothing of chat templates or of decoding.
+means is data here. Three kinds exist for the families octavo serves: byte-level BPE ("gpt2"), SentencePiece BPE
+("llama") and WordPiece ("bert"). Knows nothing of chat templates or of decoding.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ _SPACE = "▁"  # how SentencePiece writes a space
 
 # tokenizer.ggml.token_type; 5 is unused, 6 a byte
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
+
+_SEPARATORS = ("seperator", "separator", "eos")  # the first is how GGUF spells it
 
 _LONGEST_PIECE = 256  # characters; SentencePiece trains with 16, and every cut of a piece is looked at
 
@@ -182,6 +184,33 @@ def _sentencepiece(vocabulary: Vocabulary) -> Tokenizer:
     return tokenizer
 
 
+def _word_piece(vocabulary: Vocabulary) -> Tokenizer:
+    """BERT's kind: words without case and accents, cut into the longest pieces. GGUF marks words, BERT what goes on."""
+    special = {vocabulary.tokens[place] for place in vocabulary.of_type(CONTROL, UNKNOWN)}
+
+    def spelling(token: str) -> str:
+        if token in special:
+            return token
+        return token.removeprefix(_SPACE) if token.startswith(_SPACE) else f"##{token}"
+
+    ids = {spelling(token): place for token, place in vocabulary.ids.items()}
+    unknown, first, separator = (
+        next((token for name in names if (token := vocabulary.special_token(name)) is not None), default)
+        for names, default in ((("unknown",), "[UNK]"), (("cls", "bos"), "[CLS]"), (_SEPARATORS, "[SEP]"))
+    )
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token=unknown))
+    tokenizer.normalizer = normalizers.BertNormalizer(strip_accents=True, lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    _add_tokens(tokenizer, vocabulary, in_normalized_text=False)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[first, "$A", separator],
+        pair=[first, "$A", separator, "$B:1", f"{separator}:1"],
+        special_tokens=[(token, ids[token]) for token in (first, separator)],
+    )
+    return tokenizer
+
+
 def _merges_by_score(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     """Every way to join two pieces into a third, the best-scored third first.
 
@@ -220,4 +249,8 @@ def _frame(tokenizer: Tokenizer, vocabulary: Vocabulary, *, add_bos: bool) -> No
     )
 
 
-_KINDS: dict[str, Callable[[Vocabulary], Tokenizer]] = {"gpt2": _byte_level, "llama": _sentencepiece}
+_KINDS: dict[str, Callable[[Vocabulary], Tokenizer]] = {
+    "gpt2": _byte_level,
+    "llama": _sentencepiece,
+    "bert": _word_piece,
+}

@@ -49,6 +49,21 @@ GPT2: dict[str, str | None] = {
     "output": "lm_head",
 }
 
+BERT: dict[str, str | None] = {
+    "token_embd": "embeddings.word_embeddings",
+    "position_embd": "embeddings.position_embeddings",
+    "token_types": "embeddings.token_type_embeddings",
+    "token_embd_norm": "embeddings.LayerNorm",
+    "blk.{}.attn_q": "encoder.layer.{}.attention.self.query",
+    "blk.{}.attn_k": "encoder.layer.{}.attention.self.key",
+    "blk.{}.attn_v": "encoder.layer.{}.attention.self.value",
+    "blk.{}.attn_output": "encoder.layer.{}.attention.output.dense",
+    "blk.{}.attn_output_norm": "encoder.layer.{}.attention.output.LayerNorm",
+    "blk.{}.ffn_up": "encoder.layer.{}.intermediate.dense",
+    "blk.{}.ffn_down": "encoder.layer.{}.output.dense",
+    "blk.{}.layer_output_norm": "encoder.layer.{}.output.LayerNorm",
+}
+
 #: By model_type.
 GGUF_NAMES: dict[str, dict[str, str | None]] = {
     "llama": LLAMA,
@@ -56,6 +71,7 @@ GGUF_NAMES: dict[str, dict[str, str | None]] = {
     "qwen3": QWEN3,
     "gemma3_text": GEMMA3,
     "gpt2": GPT2,
+    "bert": BERT,
 }
 
 _GGUF_NAME = re.compile(r"(?P<stem>(?:blk\.(?P<layer>\d{1,9})\.)?\w+)\.(?P<kind>weight|bias)")
