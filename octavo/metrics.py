@@ -14,8 +14,10 @@ from typing import Protocol, TypeVar
 
 from msgspec import Struct
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from octavo.config import CacheConfig
+from octavo.footprint import footprint
 from octavo.plan import Capacity
 from octavo.request import FinishReason, RequestMetrics
 
@@ -98,6 +100,7 @@ class Metrics:
         self.name = model_name
         self._labels = {"model_name": model_name, "engine": "0", "version": str(version)}
         self._families: dict[str, Gauge | Counter] = {}
+        self._pid: int | None = None
         self._last = EngineStats()
         tokens = _token_buckets(longest)
         self.running = self._gauge("num_requests_running", "Sequences in the running batch.")
@@ -159,11 +162,26 @@ class Metrics:
         }
         self.compute_seconds = self._counter("compute_seconds", "Time that steps took.", "octavo")
 
+    def watch(self, pid: int | None) -> None:
+        """The process that computes, if it is known."""
+        self._pid = pid
+
     def families(self) -> Iterator[Metric]:
         """Less the time at which each counter and histogram was made, which would be a third of all lines."""
         for family in self.registry.collect():
             family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
             yield family
+        if self._pid is not None and (used := footprint(self._pid)) is not None:
+            names, values = list(self._labels), list(self._labels.values())
+            memory = GaugeMetricFamily(
+                "octavo:engine_resident_memory_bytes", "Memory of the engine's processes.", labels=names
+            )
+            memory.add_metric(values, used.resident_bytes)
+            time = CounterMetricFamily(
+                "octavo:engine_cpu_seconds", "Processor time of the engine's processes.", labels=names
+            )
+            time.add_metric(values, used.cpu_seconds)
+            yield from (memory, time)
 
     def render(self) -> bytes:
         """The Prometheus text format."""
@@ -217,6 +235,7 @@ class Metrics:
     def restart(self) -> None:
         """Another core takes over: its totals begin at 0."""
         self.core_restarts.inc()
+        self.watch(None)
         self._last = EngineStats()
         self.observe(self._last)
 

@@ -47,6 +47,7 @@ class Ready(Struct, frozen=True, tag=True):
     """The child's model is loaded."""
 
     capacity: Capacity
+    pid: int | None = None
 
 
 class Failed(Struct, frozen=True, tag=True):

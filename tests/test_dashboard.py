@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,7 @@ def labels() -> dict[str, set[str]]:
     metrics, traffic = Metrics("m", longest=100), Traffic()
     metrics.describe_cache(CacheConfig(), Capacity(num_blocks=7, block_size=16, max_model_len=100, vocab_size=9))
     metrics.spend(1.0, 1.0)
+    metrics.watch(os.getpid())
     traffic.count("/live", 200, "complete")
     traffic.spend("k", prompt_tokens=1, cached_tokens=0, output_tokens=1, compute_seconds=1.0, energy_joules=1.0)
     found: dict[str, set[str]] = {}

@@ -282,6 +282,7 @@ class AsyncLLMEngine:
         """A core is loaded and empty: the first one, or one that takes over."""
         if self._death is not None:
             return
+        self.metrics.watch(ready.pid)
         if not self._loaded.done():
             self._inputs = InputProcessor(
                 self.config.model, self.tokenizer, ready.capacity, self._clock, self.checkpoint.pooling

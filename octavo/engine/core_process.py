@@ -6,6 +6,7 @@ Between steps it takes in whatever arrived; with nothing to compute it sleeps un
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -49,7 +50,7 @@ def main(descriptor: int) -> None:
     grammars = Grammars(partial(_load_tokenizer, setup), executor.capacity.vocab_size)
     core = EngineCore(setup.config, executor, grammars=grammars, meter=find_meter(executor.capacity.gpus))
     try:
-        link.send(Ready(executor.capacity))
+        link.send(Ready(executor.capacity, os.getpid()))
         run(core, link)
     except ConnectionError:
         pass  # the API process went away while we answered
