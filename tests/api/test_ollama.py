@@ -114,6 +114,10 @@ def test_options_reach_the_engine() -> None:
 def test_what_the_model_is_shown() -> None:
     assert prompt(GENERATE, generate(system="Be brief.")) == "<system>Be brief.<user>Hi<assistant>"
     assert prompt(GENERATE, generate(raw=True)) == "Hi"
+    client = Client()
+    client.engine.chat_template.source = None
+    assert client.post(GENERATE, generate()).status == 200
+    assert bytes(client.engine.calls[0]["prompt"][1:]) == b"Hi", "a model without a template continues the prompt"
     messages = [{"role": "User", "content": "Count"}, {"role": "assistant", "content": "One, two,"}]
     assert prompt(CHAT, {"model": "fake-model", "messages": messages}) == "<user>Count<assistant>One, two,"
 

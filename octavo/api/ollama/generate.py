@@ -39,7 +39,7 @@ async def chat(call: Call) -> ASGIApp:
     _check(request)
     if not request.messages:
         return await _load(call, request, chat_answer)
-    return await _tell(call, request, of_chat(request), chat_answer)
+    return await _tell(call, request, of_chat(request), chat_answer, Clock())
 
 
 async def generate(call: Call) -> ASGIApp:
@@ -48,9 +48,11 @@ async def generate(call: Call) -> ASGIApp:
     _check(request)
     if not request.prompt:
         return await _load(call, request, generate_answer)
-    if request.raw or request.suffix:
-        return await _continue(call, request)
-    return await _tell(call, request, of_generate(request), generate_answer)
+    clock = Clock()
+    engine = (await call.model(model_name(request.model), task="generate")).engine
+    if request.raw or request.suffix or engine.chat_template.source is None:
+        return await _continue(call, engine, request, clock)
+    return await _tell(call, request, of_generate(request), generate_answer, clock)
 
 
 def _check(request: CommonFields) -> None:
@@ -74,8 +76,7 @@ async def _load(call: Call, request: CommonFields, shape: Shape) -> ASGIApp:
     )
 
 
-async def _tell(call: Call, request: CommonFields, chat: openai.ChatRequest, shape: Shape) -> ASGIApp:
-    clock = Clock()
+async def _tell(call: Call, request: CommonFields, chat: openai.ChatRequest, shape: Shape, clock: Clock) -> ASGIApp:
     with fields_called(NAMES):
         turn = await Turn.prepare(call, chat)
     limit = _limit(request, turn.engine)
@@ -85,14 +86,12 @@ async def _tell(call: Call, request: CommonFields, chat: openai.ChatRequest, sha
     return await _answer(request, Telling(call, request, turn.parts(), turn.engine.tokenizer, shape, clock))
 
 
-async def _continue(call: Call, request: OllamaGenerateRequest) -> ASGIApp:
+async def _continue(call: Call, engine: Engine, request: OllamaGenerateRequest, clock: Clock) -> ASGIApp:
     """The prompt as it is, without a template; with a suffix, what stands between the two."""
     if request.system:
-        message = "Invalid 'system': it is not shown to a model that continues a raw prompt or fills a gap."
+        message = "Invalid 'system': a prompt that is continued as it is, or filled in, has nothing before it."
         raise InvalidRequest(message, param="system", code="invalid_value")
-    clock = Clock()
     chat = of_generate(request)
-    engine = (await call.model(chat.model, task="generate")).engine
     prompt: str | list[int] = request.prompt or ""
     ends: list[int] = []
     if request.suffix:
