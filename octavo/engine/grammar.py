@@ -19,6 +19,7 @@ from octavo.request import StructuredOutputs
 LONGEST_GRAMMAR = 64 * 2**10  # characters
 DEEPEST_NESTING = 64  # of brackets in a JSON schema
 MOST_CHOICES = 4096
+MOST_PATTERN_PROPERTIES = 64  # in a JSON schema: the compiler compares each with each
 #: One blank, or a line end and an indentation: small models otherwise fill their output with white space.
 DEFAULT_WHITESPACE = r" |\r?\n( {0,24}|\t{0,12})"
 _PARAM = "structured_outputs"
@@ -89,7 +90,7 @@ def _schema(schema: str | dict[str, Any], outputs: StructuredOutputs) -> Any:
     parsed = _parse(schema, "json") if isinstance(schema, str) else schema
     if not isinstance(parsed, dict):
         raise _refuse("the JSON schema is not an object")
-    _check_nesting(parsed)
+    _check_shape(parsed)
     if outputs.whitespace_pattern is not None:
         spaces: dict[str, Any] = {"whitespace_pattern": outputs.whitespace_pattern}
     elif outputs.disable_any_whitespace:
@@ -109,11 +110,16 @@ def _parse(text: str, name: str) -> Any:
         raise _refuse(f"{name} is not JSON: {reason}") from None
 
 
-def _check_nesting(value: Any) -> None:
+def _check_shape(schema: dict[str, Any]) -> None:
     """Level by level, so that no depth is too deep to find out."""
-    level = [value]
-    for _ in range(DEEPEST_NESTING):
+    level: list[Any] = [schema]
+    patterns = 0
+    for _ in range(DEEPEST_NESTING + 1):
+        named = (each.get("patternProperties") for each in level if isinstance(each, dict))
+        patterns += sum(len(each) for each in named if isinstance(each, dict))
         level = [inner for outer in level for inner in _parts(outer)]
+        if patterns > MOST_PATTERN_PROPERTIES:
+            raise _refuse(f"the JSON schema has more than {MOST_PATTERN_PROPERTIES} patternProperties")
         if not level:
             return
     raise _refuse(f"the JSON schema is nested more than {DEEPEST_NESTING} levels deep")
@@ -167,7 +173,7 @@ def _structural_tag(tag: Any) -> str:
     tags = " | ".join(f"tag_{place}" for place in range(len(structures)))
     lines = [f"start: ({tags})* TEXT", r"TEXT: /(.|\n)*/"]
     for place, structure in enumerate(structures):
-        _check_nesting(structure["schema"])
+        _check_shape(structure["schema"])
         begin = structure["begin"]
         trigger = next((trigger for trigger in triggers if begin.startswith(trigger)), None)
         if trigger is None:

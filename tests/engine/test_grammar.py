@@ -30,6 +30,10 @@ def test_a_schema_keeps_its_order_and_its_large_numbers():
     assert grammar(json=schema)["json_schema"]["properties"]["b"]["const"] == 10**40
 
 
+def test_a_schema_may_be_as_deep_as_said():
+    assert grammar(json=nested(63))
+
+
 def test_any_object_is_a_schema_too():
     assert grammar(json_object=True) == grammar(json={"type": "object"})
 
@@ -59,6 +63,8 @@ def test_a_schemas_own_options_win():
         ({"json": "[" * 10_000}, "deep"),
         ({"json": nested(65)}, "deep"),
         ({"json": '{"items":' * 900 + "{}" + "}" * 900}, "deep"),
+        ({"json": {"patternProperties": {f"a{number}": {} for number in range(65)}}}, "patternProperties"),
+        ({"json": {"items": {"patternProperties": {f"a{number}": {} for number in range(65)}}}}, "patternProperties"),
         ({"json": {"enum": ["x" * LONGEST_GRAMMAR]}}, "long"),
         ({"regex": "x" * (LONGEST_GRAMMAR + 1)}, "long"),
         ({"grammar": "x" * (LONGEST_GRAMMAR + 1)}, "long"),
