@@ -110,7 +110,12 @@ def test_the_checker_of_answers_sees_what_is_wrong():
     assert complaint(PERSON, '{"name": "x", "age": 1, "tags": []}') is None
     assert complaint(PERSON, '{"name": "x", "age": 1}') is not None
     assert complaint(PERSON, '{"name": "x"') is not None
-    for form, good, bad in [("date", "0000-02-29", "2023-02-29"), ("time", "10:00:60-23:59", "10:00:00"),
-                            ("date-time", "2023-01-31t10:00:00z", "2023-01-31 10:00:00Z")]:  # fmt: skip
+    formats = [
+        ("date", "0000-02-29", "2023-02-29"),
+        ("date", "9999-12-31", "9999-12-32"),
+        ("time", "10:00:60-23:59", "10:00:00"),
+        ("date-time", "2023-01-31t10:00:00z", "2023-01-31 10:00:00Z"),
+    ]
+    for form, good, bad in formats:
         assert complaint({"type": "string", "format": form}, json.dumps(good)) is None
         assert complaint({"type": "string", "format": form}, json.dumps(bad)) is not None

@@ -32,7 +32,7 @@ def _formats() -> FormatChecker:
 
     def is_date(text: object) -> bool:
         year, month, day = (int(part) for part in str(text).split("-"))
-        date(year + 400, month, day)  # the calendar repeats
+        date(2000 + year % 400, month, day)  # the calendar repeats
         return re.fullmatch("[0-9]{4}-[0-9]{2}-[0-9]{2}", str(text)) is not None
 
     def is_time(text: object) -> bool:
