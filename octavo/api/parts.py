@@ -103,6 +103,8 @@ class Choice:
         """What is new, in more than one part if the order of things demands it."""
         if delta.opening is not None:
             return [Part(index=self._index, opening=delta.opening)]
+        if self._reading.plain:
+            return [self._plain(delta)]
         pieces = self._reading.feed(delta.text)
         if delta.finish_reason is not None:
             pieces += self._reading.finish()
@@ -113,6 +115,16 @@ class Choice:
         parts[-1].finish_reason = "tool_calls" if called else delta.finish_reason
         parts[-1].stop_reason = delta.stop_reason
         return parts
+
+    def _plain(self, delta: Delta) -> Part:
+        return Part(
+            index=self._index,
+            content=delta.text,
+            token_ids=delta.token_ids,
+            logprobs=delta.logprobs,
+            finish_reason=delta.finish_reason,
+            stop_reason=delta.stop_reason,
+        )
 
     def _parts(self, pieces: Sequence[Piece]) -> list[Part]:
         parts = [Part(index=self._index)]

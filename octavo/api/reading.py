@@ -41,11 +41,17 @@ class Text:
         self._mark: int | None = None
         self._dropped = 0
         self._ended = False
+        self._plain = False
 
     @property
     def offset(self) -> int:
         """Characters read so far."""
         return self._dropped + self._at
+
+    @property
+    def plain(self) -> bool:
+        """Whether all that is to come is content as it is."""
+        return self._plain
 
     def feed(self, text: str) -> None:
         floor = self._at if self._mark is None else self._mark
@@ -136,6 +142,7 @@ class Text:
 
         Raises NotACall where too much would be kept.
         """
+        self._plain = not markers and kind == "content"
         while True:
             rest = self._text[self._at : self._window]
             places = [(place, marker) for marker in markers if (place := rest.find(marker)) >= 0]
@@ -206,6 +213,11 @@ class Reading:
     def offset(self) -> int:
         """Characters read so far."""
         return self._text.offset
+
+    @property
+    def plain(self) -> bool:
+        """Whether all that is to come is content as it is: no need to feed it then, nor to finish."""
+        return self._text.plain and self._kind == "content" and not (self._bare or self._space)
 
     def is_reasoning(self, end: int) -> bool:
         """Whether the character before this place, not beyond `offset`, is reasoning."""

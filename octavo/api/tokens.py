@@ -11,7 +11,8 @@ from starlette.responses import Response
 from octavo.api import limits
 from octavo.api.desk import Call
 from octavo.api.openai.prompts import render_chat
-from octavo.api.openai.types import CHAT_UNSUPPORTED, Messages, TemplateKwargs, TokenId
+from octavo.api.openai.tools import shown_tools
+from octavo.api.openai.types import CHAT_UNSUPPORTED, Messages, TemplateKwargs, TokenId, Tools
 from octavo.api.operation import Operation
 from octavo.api.wire import json_response
 from octavo.errors import InvalidRequest
@@ -26,6 +27,7 @@ class TokenizeRequest(Struct, kw_only=True):
     model: str | None = None
     prompt: str | None = None
     messages: Messages | None = None
+    tools: Tools | None = None  # as the chat template shows them
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
     add_generation_prompt: bool | None = None
@@ -79,6 +81,7 @@ async def _text(engine: Engine, request: TokenizeRequest) -> tuple[str, bool]:
         add_generation_prompt=request.add_generation_prompt,
         continue_final_message=request.continue_final_message,
         template_kwargs=request.chat_template_kwargs,
+        tools=shown_tools(request.tools),
     )
     return text, bool(request.add_special_tokens)
 

@@ -204,6 +204,15 @@ def test_a_template_that_leaves_the_tools_out_is_told_in_words() -> None:
     assert message["tool_calls"][0]["function"]["name"] == "weather"
 
 
+def test_tokenize_shows_the_tools_too() -> None:
+    server = client("ok")
+    server.post(URL, chat(tools=TOOLS))
+    body = {"messages": [{"role": "user", "content": "Hi"}], "tools": TOOLS}
+    assert server.post("/tokenize", body).json["tokens"] == server.engine.calls[0]["prompt"]
+    reply = server.post("/tokenize", {**body, "tools": [{"type": "custom"}]})
+    assert (reply.status, reply.error["param"]) == (400, "tools[0].type")
+
+
 def test_results_are_named_after_their_calls() -> None:
     class Naming(TagTemplate):
         def render(self, messages, **kwargs) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from octavo.api import limits
-from octavo.api.openai.types import ChatRequest, FunctionDefinition, FunctionName, ToolChoice, ToolReference
+from octavo.api.openai.types import ChatRequest, FunctionDefinition, FunctionName, Tool, ToolChoice, ToolReference
+from octavo.api.wire import missing
 from octavo.errors import InvalidRequest
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/-]*")
@@ -33,21 +34,16 @@ def tool_use(request: ChatRequest) -> ToolUse | None:
     """None if the answer is to call no tool. Raises InvalidRequest."""
     old = not request.tools and (request.functions or request.function_call is not None)
     choice, place = (request.function_call, "function_call") if old else (request.tool_choice, "tool_choice")
-    schemas: dict[str, Mapping[str, Any]] = {}
-    shown: list[dict[str, Any]] = []
-    for function, where in _functions(request):
-        _check(function, where, schemas)
-        schemas[function.name] = function.parameters or {"type": "object", "properties": {}}
-        described = {"name": function.name, "description": function.description or ""}
-        shown.append({"type": "function", "function": {**described, "parameters": schemas[function.name]}})
+    if request.tools and request.functions:
+        raise InvalidRequest("Send either 'tools' or 'functions', not both.", param="functions", code="invalid_value")
+    functions = _of_functions(request.functions or ()) if old else _of_tools(request.tools or ())
+    shown = _shown(functions, "functions" if old else "tools")
+    schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in shown}
     if not schemas:
         if choice in (None, "none", "auto"):
             return None
         message = f"'{place}' is only allowed when '{'functions' if old else 'tools'}' are specified."
         raise InvalidRequest(message, param=place, code="invalid_value")
-    if len(msgspec.json.encode(shown)) > limits.TOOLS_BYTES:
-        message = f"The tools are larger than {limits.TOOLS_BYTES} bytes of JSON."
-        raise InvalidRequest(message, param="functions" if old else "tools", code="string_above_max_length")
     names, required, single = _chosen(choice, place, list(schemas))
     if not names:
         return None
@@ -59,22 +55,38 @@ def tool_use(request: ChatRequest) -> ToolUse | None:
     )
 
 
-def _functions(request: ChatRequest) -> Iterator[tuple[FunctionDefinition, str]]:
+def shown_tools(tools: Sequence[Tool] | None) -> list[dict[str, Any]]:
+    """As chat templates take them. Raises InvalidRequest."""
+    return _shown(_of_tools(tools or ()), "tools")
+
+
+def _shown(functions: Iterable[tuple[FunctionDefinition, str]], field: str) -> list[dict[str, Any]]:
+    shown: dict[str, dict[str, Any]] = {}
+    for function, place in functions:
+        _check(function, place, shown)
+        described = {"name": function.name, "description": function.description or ""}
+        parameters = function.parameters or {"type": "object", "properties": {}}
+        shown[function.name] = {"type": "function", "function": {**described, "parameters": parameters}}
+    if len(msgspec.json.encode(shown)) > limits.TOOLS_BYTES:
+        message = f"The tools are larger than {limits.TOOLS_BYTES} bytes of JSON."
+        raise InvalidRequest(message, param=field, code="string_above_max_length")
+    return list(shown.values())
+
+
+def _of_functions(functions: Sequence[FunctionDefinition]) -> Iterator[tuple[FunctionDefinition, str]]:
     """Each with its place in the request."""
-    if not request.tools:
-        yield from ((each, f"functions[{index}]") for index, each in enumerate(request.functions or ()))
-        return
-    if request.functions:
-        raise InvalidRequest("Send either 'tools' or 'functions', not both.", param="functions", code="invalid_value")
-    for index, tool in enumerate(request.tools):
+    yield from ((each, f"functions[{index}]") for index, each in enumerate(functions))
+
+
+def _of_tools(tools: Sequence[Tool]) -> Iterator[tuple[FunctionDefinition, str]]:
+    """Each with its place in the request. Raises InvalidRequest."""
+    for index, tool in enumerate(tools):
         place = f"tools[{index}]"
         if tool.type != "function":
             message = f"Invalid '{place}.type': this server has only 'function' tools, not {tool.type[:64]!r}."
             raise InvalidRequest(message, param=f"{place}.type", code="invalid_value")
         if tool.function is None:
-            place += ".function"
-            message = f"Missing required parameter: '{place}'."
-            raise InvalidRequest(message, param=place, code="missing_required_parameter")
+            raise missing(f"{place}.function")
         yield tool.function, f"{place}.function"
 
 
@@ -120,9 +132,7 @@ def _named(reference: ToolReference, place: str, names: list[str]) -> str:
         message = f"Invalid '{place}.type': expected 'function', not {reference.type[:64]!r}."
         raise InvalidRequest(message, param=f"{place}.type", code="invalid_value")
     if reference.function is None:
-        place += ".function"
-        message = f"Missing required parameter: '{place}'."
-        raise InvalidRequest(message, param=place, code="missing_required_parameter")
+        raise missing(f"{place}.function")
     return _known(reference.function.name, f"{place}.function.name", names)
 
 

@@ -189,6 +189,9 @@ class Tool(Struct, kw_only=True):
     function: FunctionDefinition | None = None
 
 
+Tools = Annotated[list[Tool], Meta(max_length=limits.TOOLS)]
+
+
 class FunctionName(Struct, kw_only=True):
     name: Name
 
@@ -236,7 +239,7 @@ class ChatRequest(OpenAIFields, kw_only=True):
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=limits.CHAT_TOP_LOGPROBS)] | None = None
-    tools: Annotated[list[Tool], Meta(max_length=limits.TOOLS)] | None = None
+    tools: Tools | None = None
     tool_choice: str | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     functions: Annotated[list[FunctionDefinition], Meta(max_length=limits.TOOLS)] | None = None
