@@ -289,11 +289,13 @@ def test_a_tool_call_is_shown_and_answered(stage: Stage) -> None:
         parts = [{"index": 0, "function": {"arguments": part}} for part in ('{"city": ', '"Lisbon"}')]
         calls = stream({"tool_calls": [call]}, *({"tool_calls": [part]} for part in parts))
         async with scripted(stage, "tools", calls, stream({"content": "Sunny"})) as (page, bodies):
+            await page.get_by_label("The model").select_option("required")
             await page.get_by_role("button", name="Ask").press("Enter")
             await page.get_by_label("What get_weather returns").fill('{"sky": "clear"}')
             assert '"city": "Lisbon"' in await page.locator(".call pre").inner_text()
             await page.get_by_role("button", name="Return it and go on").press("Enter")
             await page.get_by_text("Sunny").wait_for()
+            assert [body["tool_choice"] for body in bodies] == ["required", "auto"]
             assert bodies[0]["tools"][0]["function"]["name"] == "get_weather"
             function = {"name": "get_weather", "arguments": '{"city": "Lisbon"}'}
             _, asked, returned = bodies[1]["messages"]

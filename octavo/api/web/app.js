@@ -29,13 +29,10 @@ function show() {
 /** The fields of a chat request but for its messages; `system` becomes one. */
 function requestOptions(values = settings()) {
   const fields = { model: byId("model").value, system: values.system };
-  for (const name of NUMBERS) if (values[name]) fields[name] = exact(values[name]);
+  for (const name of NUMBERS) if (values[name]) fields[name] = Number(values[name]);
   const stop = (values.stop ?? "").split("\n").filter(Boolean);
   return stop.length ? { ...fields, stop } : fields;
 }
-
-/** A seed beyond 2^53 stays what was typed, as far as JSON of a browser can say it. */
-const exact = (text) => Number(text);
 
 async function loadModels() {
   try {

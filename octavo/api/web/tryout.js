@@ -129,7 +129,12 @@ const problem = (error) =>
 function startTools(options) {
   offer("tools", TOOLS);
   let tools = [];
-  const fields = () => ({ ...options(), tools, tool_choice: byId("tools-choice").value });
+  const fields = () => {
+    const { value } = byId("tools-choice");
+    const returned = thread.messages.at(-1)?.role === "tool"; // who must call a tool has done so, and may answer now
+    const choice = value === "required" && returned ? "auto" : value;
+    return { ...options(), tools, tool_choice: choice, parallel_tool_calls: !byId("tools-single").checked };
+  };
   const list = byId("tools-messages");
   const thread = new Thread(list, [], fields, () => setBusy("tools", thread.busy));
   const ask = () => {
