@@ -20,7 +20,10 @@ from octavo.snapshot import EngineView
 
 
 class ModelView(Struct, kw_only=True):
+    """A version of a model that is loaded, or being loaded."""
+
     name: str
+    version: int
     engine: EngineView
 
 
@@ -37,7 +40,7 @@ async def look(call: Call) -> Response:
 
 async def _look(engine: Engine) -> ModelView:
     name = next(iter(engine.config.model.served_model_name), engine.checkpoint.name)
-    return ModelView(name=name, engine=await engine.look())
+    return ModelView(name=name, version=engine.version, engine=await engine.look())
 
 
 OPERATIONS = (Operation(method="GET", path="/v1/live", handler=look, gives=LiveView, for_admins=True),)

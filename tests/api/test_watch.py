@@ -22,7 +22,7 @@ def test_a_look_shows_requests_and_blocks_and_no_text() -> None:
         reply = await client.send("GET", "/v1/live")
         [model] = reply.json["models"]
         assert reply.status == 200
-        assert model["name"] == "fake-model"
+        assert (model["name"], model["version"]) == ("fake-model", 1)
         assert [each["id"][:9] for each in model["engine"]["requests"]] == ["chatcmpl-"]
         assert model["engine"]["blocks"]["runs"] == [2, 2, 1, 1, 0, 5]
         assert b"secret" not in reply.body

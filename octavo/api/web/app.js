@@ -34,15 +34,22 @@ function requestOptions(values = settings()) {
   return stop.length ? { ...fields, stop } : fields;
 }
 
+const STATES = { declared: "loads when asked" };
+
 async function loadModels() {
   try {
     const { data } = await getJson("v1/models");
     notice(null);
     const select = byId("model");
     const chosen = select.value && !select.disabled ? select.value : localStorage.getItem(MODEL);
-    select.replaceChildren(...data.map(({ id }) => el("option", null, id)));
-    select.disabled = data.length === 0;
-    if (data.some(({ id }) => id === chosen)) select.value = chosen;
+    const names = data.flatMap(({ id, state, versions = [] }) => [
+      [id, state],
+      ...(versions.length > 1 ? versions.map((each) => [`${id}:${each.version}`, each.state]) : []),
+    ]);
+    select.replaceChildren(...names.map(([name, state]) =>
+      el("option", { value: name }, state === "ready" ? name : `${name} (${STATES[state] ?? state})`)));
+    select.disabled = names.length === 0;
+    if (names.some(([name]) => name === chosen)) select.value = chosen;
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
     if (error.status === 404) {

@@ -6,7 +6,7 @@ import { byId, el } from "./dom.js";
 
 const SECOND = 1000;
 const SPAN = 300; // seconds that the charts show at most
-const history = new Map(); // model -> samples, oldest first
+const history = new Map(); // title -> samples, oldest first
 let timer = null;
 let answer = null;
 let paused = false;
@@ -35,7 +35,11 @@ async function look() {
   let wait = SECOND;
   try {
     answer = await getJson("v1/live");
-    for (const model of answer.models) remember(model);
+    for (const model of answer.models) {
+      const versions = answer.models.filter(({ name }) => name === model.name).length;
+      model.title = versions > 1 ? `${model.name} (version ${model.version})` : model.name;
+      remember(model);
+    }
     draw();
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
@@ -47,8 +51,8 @@ async function look() {
 }
 
 function remember(model) {
-  const samples = history.get(model.name) ?? [];
-  history.set(model.name, samples);
+  const samples = history.get(model.title) ?? [];
+  history.set(model.title, samples);
   const now = performance.now() / SECOND;
   const { time, totals } = model.engine;
   const earlier = samples.at(-3) ?? samples[0]; // two or three seconds: steadier than one
@@ -75,8 +79,8 @@ export function draw() {
     return;
   }
   const { engine } = model;
-  byId("live-state").textContent = `${model.name} · ${STATES[engine.state] ?? engine.state}`;
-  const samples = history.get(model.name);
+  byId("live-state").textContent = `${model.title} · ${STATES[engine.state] ?? engine.state}`;
+  const samples = history.get(model.title);
   drawFigures(engine, samples);
   drawBlocks(engine.blocks);
   drawCharts(samples);
@@ -87,14 +91,14 @@ const STATES = { ready: "ready", loading: "loading", recovering: "being restarte
 
 function choose(models) {
   const select = byId("live-model");
-  const names = models.map((model) => model.name);
+  const names = models.map((model) => model.title);
   if ([...select.options].map((option) => option.value).join("\n") !== names.join("\n")) {
     const before = select.value;
     select.replaceChildren(...names.map((name) => el("option", null, name)));
     if (names.includes(before)) select.value = before;
     select.hidden = names.length < 2;
   }
-  return models.find((model) => model.name === select.value);
+  return models.find((model) => model.title === select.value);
 }
 
 const count = new Intl.NumberFormat("en").format;
