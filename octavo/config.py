@@ -187,7 +187,7 @@ class ServerConfig:
     allowed_origins: tuple[str, ...] = _flag("web origin that may call the server from a browser", ())
     data_dir: str | None = _flag("folder for uploaded files and batches; without one the server has neither")
     batch_concurrency: int = _flag(
-        "most requests of batches in flight; while others use the server, an eighth of them", 32
+        "most requests of batches in flight; while others use the server, an eighth of them", 16
     )
     log_level: Literal["debug", "info", "warning", "error"] = _flag("how much the server logs", "info")
     log_format: LogFormat = _flag("text: lines for people; json: an object on each line", "text")
