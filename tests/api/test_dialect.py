@@ -7,6 +7,7 @@ from fake_engine import Client, FakeEngine
 
 from octavo.api.limits import Limits
 from octavo.config import ServerConfig
+from octavo.errors import RequestFailed
 
 KEYS = ServerConfig(api_key=("key",))
 
@@ -59,3 +60,28 @@ def test_anthropics_types_follow_the_status(status: int, kind: str) -> None:
     path = {404: "/v1/messages/none"}.get(status, "/v1/messages")
     reply = Client(config=KEYS).post(path, {}, headers={} if status == 401 else {"x-api-key": "key"})
     assert (reply.status, reply.json["error"]["type"]) == (status, kind)
+
+
+STREAMS = {
+    "/v1/responses": {"input": "Hi"},
+    "/v1/messages": {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9},
+    "/api/chat": {"messages": [{"role": "user", "content": "Hi"}]},
+    "/api/generate": {"prompt": "Hi"},
+}
+
+
+@pytest.mark.parametrize(("path", "body"), list(STREAMS.items()))
+def test_a_client_that_leaves_aborts_its_request(path: str, body: dict) -> None:
+    client = Client()
+    reply = client.post(path, {"model": "fake-model", "stream": True, **body}, leave_after=5)
+    assert not reply.complete
+    assert len(client.engine.aborted) == 1
+    assert client.engine.running == set()
+
+
+@pytest.mark.parametrize(("path", "body"), list(STREAMS.items()))
+def test_what_goes_wrong_before_the_first_token_is_no_stream(path: str, body: dict) -> None:
+    engine = FakeEngine(error=RequestFailed("broke"))
+    reply = Client(engine).post(path, {"model": "fake-model", "stream": True, **body})
+    assert (reply.status, reply.header("content-type")) == (500, "application/json")
+    assert message(path, reply.json) == "broke"

@@ -11,7 +11,7 @@ import pytest
 from msgspec import Struct
 
 from octavo.api.limits import JSON_ELEMENTS
-from octavo.api.wire import decode
+from octavo.api.wire import decode, fields_called
 from octavo.errors import InvalidRequest
 
 MEGABYTE = 2**20
@@ -68,3 +68,20 @@ def test_many_nested_arrays_take_little_time() -> None:
     began = time.process_time()
     asyncio.run(decode(body, Empty))
     assert time.process_time() - began < 0.5
+
+
+@pytest.mark.parametrize(
+    ("param", "called"),
+    [
+        ("messages", "input"),
+        ("messages[3].content", "input"),
+        ("tools[12].function.name", "tools[12].name"),
+        ("temperature", "temperature"),
+        (None, None),
+    ],
+)
+def test_mistakes_are_told_with_the_callers_names(param: str | None, called: str | None) -> None:
+    names = {r"messages\b.*": "input", r"(tools\[\d+\])\.function": r"\1"}
+    with pytest.raises(InvalidRequest) as caught, fields_called(names):
+        raise InvalidRequest(f"Invalid '{param}': no.", param=param)
+    assert (caught.value.param, caught.value.message) == (called, f"Invalid '{called}': no.")
