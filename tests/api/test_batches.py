@@ -179,6 +179,34 @@ def test_a_server_that_ends_in_the_middle_goes_on(tmp_path: Path, endings: int) 
     assert len(asked) - 200 <= 8 * endings  # those whose answers were not stored yet
 
 
+def test_a_server_that_ends_while_it_writes_the_answers_writes_them_again(tmp_path: Path) -> None:
+    async def begin() -> dict[str, Any]:
+        async with serving(tmp_path) as server:
+            written = asyncio.Event()
+
+            async def end_here(*_: Any) -> None:
+                written.set()
+                await asyncio.Event().wait()
+
+            server.client.app.state.desk.batch.batches.close = end_here
+            batch = await server.start(line(0), line(1, temperature="hot"))
+            await written.wait()
+            assert len(list((tmp_path / "files").iterdir())) == 3  # two of which nobody knows of
+            return batch
+
+    async def go_on(batch: dict[str, Any]) -> None:
+        async with serving(tmp_path) as server:
+            ended = await server.end(batch)
+            assert ended["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
+            assert not server.client.engine.calls
+            known = {ended["input_file_id"], ended["output_file_id"], ended["error_file_id"]}
+            assert {path.name for path in (tmp_path / "files").iterdir()} == known
+            assert list(await server.lines(ended["output_file_id"])) == ["line-0"]
+            assert list(await server.lines(ended["error_file_id"])) == ["line-1"]
+
+    asyncio.run(go_on(asyncio.run(begin())))
+
+
 def test_lines_that_fail_are_in_a_file_of_their_own(tmp_path: Path) -> None:
     async def scenario(server: Server) -> None:
         wrong = line(1, temperature="hot")
