@@ -20,17 +20,17 @@ def print_json(value: Any) -> None:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], stream: TextIO | None = None) -> str:
-    """Columns as wide as their widest entry; on a narrow terminal, the first column gives way."""
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    """Columns as wide as their widest entry. A narrow terminal shows the first ones: names stay whole, to be copied."""
     out = stream or sys.stdout
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     if out.isatty():
-        rest = sum(widths[1:]) + 2 * len(widths[1:])
-        widths[0] = max(min(widths[0], shutil.get_terminal_size().columns - rest), len(heads[0]), 12)
-    lines = []
-    for row in (heads, *rows):
-        first = row[0] if len(row[0]) <= widths[0] else row[0][: widths[0] - 1] + "…"
-        cells = [f"{cell:<{width}}" for cell, width in zip((first, *row[1:]), widths, strict=True)]
-        lines.append("  ".join(cells).rstrip())
+        room = shutil.get_terminal_size().columns
+        while len(widths) > 2 and sum(widths) + 2 * (len(widths) - 1) > room:
+            widths.pop()
+    lines = [
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)).rstrip()
+        for row in (heads, *rows)
+    ]
     return "\n".join([dim(lines[0], out), *lines[1:]])
 
 

@@ -20,16 +20,16 @@ the hub that is not on this machine only its small files are fetched. The status
   octavo plan Qwen/Qwen2.5-7B-Instruct --max-model-len 8k
   octavo plan ./model.gguf --json"""
 
-_LENGTHS = (512, 2048, 8192, 32768)  # tokens of prompt and answer together
+_LENGTHS = (256, 512, 2048, 8192, 32768)  # tokens of prompt and answer together
 _STREAMS = (1, 8, 32)
 _SPEED_TOKENS = 512  # in the cache of each request while speeds are guessed
-_PATIENCE_S = 0.25  # for each measurement
+_PATIENCE_S = 0.5  # for each measurement
 
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("model_argument", nargs="?", metavar="MODEL", help="the same as --model")
     parser.add_argument("--json", action="store_true", help="as JSON, for programs; sizes are bytes")
-    parser.add_argument("--no-speed", action="store_true", help="do not measure this machine, which takes a second")
+    parser.add_argument("--no-speed", action="store_true", help="do not measure this machine, which takes some seconds")
     add_engine_flags(parser)
 
 
@@ -98,6 +98,7 @@ def _facts(config: EngineConfig, name: str, taken: Any, speed: dict[str, Any] | 
     return {
         "model": name,
         "device": str(taken.device),
+        "generates": taken.generates,
         "dtype": str(taken.dtype).removeprefix("torch."),
         "parameters": taken.parameters,
         "fits": capacity is not None and on_device <= taken.free,
@@ -148,7 +149,8 @@ def _page(facts: dict[str, Any]) -> str:
             for count, rate in speed["decode_tokens_per_second"].items()
         ]
         prompts = f"at most about {speed['prefill_tokens_per_second']:,.0f} tokens/s"
-        lines += ["", *_rows({"answers": f"at most about {', '.join(decode)}", "prompts": prompts})]
+        answers = {"answers": f"at most about {', '.join(decode)}"} if facts["generates"] else {}
+        lines += ["", *_rows({**answers, "prompts" if facts["generates"] else "texts": prompts})]
         note = (
             f"Measured now: memory is read at {speed['read_bytes_per_second'] / 1e9:.1f} GB/s, matrices multiplied at "
             f"{speed['operations_per_second'] / 1e12:.2f} TFLOP/s. Small models reach a part of it."

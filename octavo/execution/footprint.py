@@ -54,6 +54,7 @@ class Footprint:
 
     device: torch.device
     dtype: torch.dtype
+    generates: bool  # else it only turns texts into vectors
     parameters: int
     weights: int  # as they will lie in memory, packed where they will be; tables of positions included
     step_reads: int  # of weights, by a step of however few tokens
@@ -91,6 +92,7 @@ def footprint(config: EngineConfig, checkpoint: Checkpoint) -> Footprint:
     return Footprint(
         device=device,
         dtype=dtype,
+        generates="generate" in model.ability.tasks,
         parameters=parameters,
         weights=weights,
         step_reads=_step_reads(model),

@@ -132,6 +132,18 @@ def test_ctrl_c_ends_a_pull(cache: Path) -> None:
     assert "the same command fetches the rest" in shown.text
 
 
+def test_a_narrow_terminal_keeps_names_whole(cache: Path) -> None:
+    name = f"org/{'long' * 7}"
+    hub_copy(cache, name, safetensors_files())
+    command = [sys.executable, "-m", "octavo.cli", "list", "--download-dir", str(cache)]
+    for columns, seen in ((50, False), (120, True)):
+        variables = {**os.environ, "OCTAVO_CACHE": str(cache), "COLUMNS": str(columns)}
+        text = on_a_terminal(command, columns=columns, env=variables).text
+        assert name in text
+        assert ("MODIFIED" in text) is seen
+        assert max(map(len, text.splitlines())) <= columns + len("\x1b[2m\x1b[0m")
+
+
 def test_the_bar_counts_up(capsys) -> None:
     with display.Bar("x") as bar:
         bar.report((5, 10))

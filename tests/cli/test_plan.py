@@ -37,7 +37,7 @@ def test_figures_add_up(tiny: str, capsys) -> None:
     assert facts["kv_tokens"] * facts["kv_bytes_per_token"] == memory["kv_cache"] == 8 * 2**20
     assert memory["at_rest"] == memory["weights"] + memory["runtime"]
     assert memory["at_most"] == memory["at_rest"] + memory["workspace"] + memory["kv_cache"]
-    assert facts["requests_at_once"] == {"512": 7, "2048": 7, "8192": 2}
+    assert facts["requests_at_once"] == {"256": 7, "512": 7, "2048": 7, "8192": 2}
     assert facts["speed"] is None
 
 
