@@ -74,6 +74,8 @@ def size_cache(
     limit = longest_text(config, checkpoint, model)
     longest = limit if asked in (None, -1) else min(asked or 1, limit)
     blocks = plan_blocks(config.cache, block_bytes, free, longest, device)
+    if model.ability.whole_prompts:  # nothing stays from one step to the next
+        blocks = min(blocks, config.scheduler.max_num_batched_tokens // block_size + config.scheduler.max_num_seqs)
     return Capacity(
         num_blocks=blocks,
         block_size=block_size,
@@ -86,15 +88,20 @@ def size_cache(
 
 
 def longest_text(config: EngineConfig, checkpoint: Checkpoint, model: Model) -> int:
-    """Tokens that the model can take. Raises ConfigError where one was asked for that no step has room for."""
-    limit = min(model.max_position, checkpoint.pooling.longest or model.max_position)
+    """Tokens that the model can take: as many as its files advise unless others are asked for.
+
+    Raises ConfigError where so many are asked for that no step has room for them.
+    """
+    asked, limit = config.model.max_model_len, model.max_position
+    if asked in (None, -1):
+        limit = min(limit, checkpoint.pooling.longest or limit)
     if not model.ability.whole_prompts:
         return limit
     room = config.scheduler.max_num_batched_tokens
-    if room < min(config.model.max_model_len or 0, limit):
+    if room < min(asked or 0, limit):
         raise ConfigError(
             f"this model computes a text in one step: --max-num-batched-tokens {room} must be at least "
-            f"--max-model-len {config.model.max_model_len}"
+            f"--max-model-len {asked}"
         )
     return min(limit, room)
 

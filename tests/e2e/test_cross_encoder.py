@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, PreTrai
 from octavo.config import EngineConfig
 from octavo.engine.async_engine import AsyncLLMEngine
 from octavo.engine.llm import LLM
-from octavo.errors import ContextTooLong, InvalidRequest
+from octavo.errors import ConfigError, ContextTooLong, InvalidRequest
 from octavo.request import PoolingParams
 from octavo.vectors import floats
 
@@ -95,6 +96,26 @@ def test_texts_are_cut_behind_and_pairs_in_the_second_text(folder: Path, expecte
     assert pair == ([2, 8, 9, 4, 11, 3, 5, 7, 3], 6)
     assert (len(longest[0]), longest[1]) == (40, 6)
     assert ids == ([4, 5], None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "longest"),
+    [({}, 16), ({"max_model_len": 9}, 9), ({"max_model_len": 30}, 30), ({"max_num_batched_tokens": 12}, 12)],
+)
+def test_texts_are_as_long_as_advised_unless_others_are_asked_for(
+    folder: Path, tmp_path: Path, flags: dict[str, int], longest: int
+) -> None:
+    shutil.copytree(folder, tmp_path / "advised")
+    (tmp_path / "advised" / "sentence_bert_config.json").write_text('{"max_seq_length": 16}')
+    llm = LLM(str(tmp_path / "advised"), num_gpu_blocks_override=64, **flags)
+    assert llm.llm_engine.max_model_len == longest
+    llm.close()
+
+
+@pytest.mark.parametrize("flags", [{"max_model_len": 41}, {"max_model_len": 30, "max_num_batched_tokens": 29}])
+def test_lengths_that_cannot_be_are_refused(folder: Path, flags: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="max-model-len"):
+        LLM(str(folder), num_gpu_blocks_override=64, **flags)
 
 
 def test_no_vector_is_lost_when_the_core_dies(folder: Path) -> None:
