@@ -55,6 +55,9 @@ class Turn:
         call.deadline.shorten(request.timeout)
         served = await call.model(request.model, request.user, task="generate")
         engine = served.engine
+        if request.documents and "documents" not in (engine.chat_template.source or ""):
+            message = "Unsupported parameter: 'documents'. This model's chat template takes none."
+            raise InvalidRequest(message, param="documents", code="unsupported_parameter")
         with _field_names(request):
             prompt = await render_chat(
                 engine,

@@ -316,6 +316,8 @@ def test_past_reasoning_and_effort_reach_the_template() -> None:
     seen: dict[str, Any] = {}
 
     class Watching(TagTemplate):
+        source = "{{ documents }} {{ tool_calls }}"
+
         def render(self, messages, **kwargs) -> str:
             seen.update(kwargs, messages=messages)
             return "x"
@@ -325,6 +327,8 @@ def test_past_reasoning_and_effort_reach_the_template() -> None:
     server.post(URL, chat(messages=messages, reasoning_effort="high", documents=[{"text": "d"}]))
     assert seen["messages"][0]["reasoning_content"] == seen["messages"][0]["thinking"] == "b"
     assert (seen["reasoning_effort"], seen["documents"]) == ("high", [{"text": "d"}])
+    reply = client("ok").post(URL, chat(documents=[{"text": "d"}]))
+    assert (reply.status, reply.error["param"]) == (400, "documents")
 
 
 # ---------------------------------------------------------------------- mistakes
