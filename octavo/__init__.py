@@ -11,7 +11,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from octavo.request import BeamSearchParams, CompletionOutput, RequestOutput, SamplingParams
+from octavo.request import (
+    BeamSearchParams,
+    CompletionOutput,
+    PoolingParams,
+    PoolingRequestOutput,
+    RequestOutput,
+    SamplingParams,
+)
 
 if TYPE_CHECKING:
     from octavo.engine.async_engine import AsyncLLMEngine
@@ -25,6 +32,8 @@ __all__ = [
     "BeamSearchParams",
     "CompletionOutput",
     "LLMEngine",
+    "PoolingParams",
+    "PoolingRequestOutput",
     "RequestOutput",
     "SamplingParams",
     "__version__",
