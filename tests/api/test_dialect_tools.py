@@ -101,8 +101,9 @@ def test_responses_has_an_item_for_each() -> None:
 
 def test_responses_streams_what_it_answers() -> None:
     said = events(RESPONSES, EVERYTHING)
+    valid: TypeAdapter[Any] = TypeAdapter(openai.types.responses.ResponseStreamEvent)
     for event in said:
-        TypeAdapter(openai.types.responses.ResponseStreamEvent).validate_python(event)
+        valid.validate_python(event)
     final = said[-1]["response"]
     done = [event["item"] for event in said if event["type"] == "response.output_item.done"]
     assert done == final["output"]
@@ -131,9 +132,10 @@ def test_messages_has_a_block_for_each() -> None:
 
 def test_messages_streams_what_it_answers() -> None:
     blocks: list[dict[str, Any]] = []
+    valid: TypeAdapter[Any] = TypeAdapter(anthropic.types.RawMessageStreamEvent)
     for event in events(MESSAGES, EVERYTHING):
         if event["type"] != "ping":
-            TypeAdapter(anthropic.types.RawMessageStreamEvent).validate_python(event)
+            valid.validate_python(event)
         match event["type"]:
             case "content_block_start":
                 assert event["index"] == len(blocks)

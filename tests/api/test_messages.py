@@ -196,7 +196,7 @@ MESSAGES = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(messages=MESSAGES, system=CONTENT)
 def test_whatever_the_blocks_it_is_an_answer_or_the_callers_mistake(messages: Any, system: Any) -> None:
     reply = Client(FakeEngine(max_model_len=10_000)).post(PATH, ask(messages=messages, system=system, max_tokens=1))

@@ -229,7 +229,7 @@ MESSAGE = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(messages=st.lists(MESSAGE, max_size=4) | ANYTHING, think=ANYTHING, keep_alive=ANYTHING)
 def test_whatever_the_messages_it_is_an_answer_or_a_mistake(messages: Any, think: Any, keep_alive: Any) -> None:
     body = {"model": "fake-model", "messages": messages, "think": think, "keep_alive": keep_alive, "stream": False}

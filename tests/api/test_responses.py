@@ -201,7 +201,7 @@ ITEM = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(items=st.lists(ITEM, max_size=5) | ANYTHING)
 def test_whatever_the_items_it_is_an_answer_or_the_callers_mistake(items: Any) -> None:
     reply = Client(FakeEngine(max_model_len=10_000)).post(PATH, ask(items, max_output_tokens=1))
