@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import socket
@@ -90,6 +91,44 @@ def test_streaming_says_what_the_whole_answer_says(client, options):
             reasons[choice.index] = choice.finish_reason or reasons.get(choice.index)
     assert texts == [choice.text for choice in whole.choices]
     assert reasons == {choice.index: choice.finish_reason for choice in whole.choices}
+
+
+WEATHER = {
+    "name": "get_weather",
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}, "unit": {"enum": ["celsius", "fahrenheit"]}},
+        "required": ["city", "unit"],
+    },
+}
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}], ids=str)
+def test_required_calls_follow_their_schema_though_the_model_knows_no_tools(client, choice):
+    asked = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "What is the weather in Paris?"}],
+        "tools": [{"type": "function", "function": WEATHER}],
+        "tool_choice": choice,
+        "parallel_tool_calls": False,
+        "temperature": 1.5,
+        "seed": 4,
+        "n": 2,
+    }
+    whole = client.chat.completions.create(**asked)
+    streamed = ["", ""]
+    for chunk in client.chat.completions.create(stream=True, **asked):
+        for part in chunk.choices:
+            streamed[part.index] += "".join(call.function.arguments for call in part.delta.tool_calls or ())
+    for said, arguments in zip(whole.choices, streamed, strict=True):
+        assert said.finish_reason == "tool_calls"
+        assert said.message.content is None
+        (call,) = said.message.tool_calls
+        assert call.function.name == "get_weather"
+        assert call.function.arguments == arguments
+        values = json.loads(arguments)
+        assert values.keys() == {"city", "unit"}
+        assert values["unit"] in ("celsius", "fahrenheit")
 
 
 def test_a_stop_string_across_tokens_is_never_seen(client):
