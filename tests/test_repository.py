@@ -104,3 +104,9 @@ def test_links_lead_somewhere(document: Path) -> None:
         elif symbol and target.suffix == ".py" and not symbol[1].endswith(".py"):
             dead += [link[0]] if symbol[1] not in definitions(target) else []
     assert not dead
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """pytest collects no two modules of one name from folders that are no packages."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
