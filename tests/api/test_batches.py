@@ -339,17 +339,23 @@ def test_few_lines_run_while_others_use_the_server(tmp_path: Path) -> None:
 
 
 def test_batches_go_on_side_by_side(tmp_path: Path) -> None:
-    """A long one does not keep a short one that came later waiting."""
-    engine = FakeEngine(seats=asyncio.Semaphore(2))
+    """A long one does not keep a short one that came later waiting: their lines take turns."""
+    engine = FakeEngine(gate=asyncio.Event())
 
     async def scenario(server: Server) -> None:
         long = await server.start(*(line(number) for number in range(200)))
-        while (await server.reach(long, "in_progress"))["request_counts"]["completed"] < 5:
+        while len(engine.calls) < 2:
             await asyncio.sleep(0)
-        short = await server.end(await server.start(*(line(number) for number in range(5))))
-        assert short["status"] == "completed"
-        assert (await server.get(f"/v1/batches/{long['id']}")).json["request_counts"]["completed"] < 100
+        short = await server.start(*(line(number, max_tokens=3) for number in range(5)))
+        while not server.client.app.state.desk.batch.runner._slots._turn._waiters:  # behind the other, which waits
+            await asyncio.sleep(0)
+        assert engine.gate is not None
+        engine.gate.set()
+        assert (await server.end(short))["request_counts"]["completed"] == 5
         assert (await server.end(long))["request_counts"]["completed"] == 200
+        of_short = [place for place, call in enumerate(engine.calls) if call["params"].max_tokens == 3]
+        assert len(of_short) == 5
+        assert of_short[-1] < 30, "each of its lines waits for one or two of the other batch"
 
     run(scenario, tmp_path, engine, batch_concurrency=2)
 
