@@ -72,17 +72,22 @@ class BlockPool:
     def look(self, block_size: int) -> Blocks:
         """How things stand, for a picture: a matter of milliseconds, however many blocks there are."""
         free, alone = self.references.count(0), self.references.count(1)
-        worthless = sum(1 for _ in takewhile(lambda block: block not in self._kept, self._free))  # they are first out
         stride = -(-self.count // MOST_CELLS)
         return Blocks(
             block_size=block_size,
             total=self.count,
             used=self.count - free,
             shared=self.count - free - alone,
-            kept=len(self._free) - worthless,
+            kept=self._count_kept(),
             stride=stride,
             runs=[number for state, run in groupby(self._states(stride)) for number in (state, len(list(run)))],
         )
+
+    def _count_kept(self) -> int:
+        """Free blocks with content. Those without are first out, and few where content is kept at all."""
+        if not self._kept:
+            return 0
+        return len(self._free) - sum(1 for _ in takewhile(lambda block: block not in self._kept, self._free))
 
     def _states(self, stride: int) -> Iterator[int]:
         for block in range(0, self.count, stride):

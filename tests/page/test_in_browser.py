@@ -110,6 +110,7 @@ def test_a_chat_by_keyboard_alone(stage: Stage) -> None:
             assert await page.locator("article.user .said").all_inner_texts() == ["Again"]
             await page.get_by_role("button", name="Regenerate").press("Enter")
             await is_whole(page)
+            assert await page.evaluate("document.activeElement.role") == "log"  # the button is gone, the place is not
             assert len(engine.calls) == 3
 
             await page.keyboard.press("Alt+Shift+N")
@@ -278,6 +279,7 @@ def test_reasoning_is_folded(stage: Stage) -> None:
             assert await page.get_by_text("Let me think").is_visible()
             await ask(page, "Sure?")
             await page.get_by_text("Again").wait_for()
+            assert await page.get_by_text("Let me think").is_visible()  # what was unfolded stays so
             assert bodies[1]["messages"][1] == {"role": "assistant", "content": "Yes"}
 
     stage.run(play)

@@ -36,7 +36,10 @@ function requestOptions(values = settings()) {
 
 const STATES = { declared: "loads when asked" };
 
+let retry = null;
+
 async function loadModels() {
+  clearTimeout(retry);
   try {
     const { data } = await getJson("v1/models");
     notice(null);
@@ -46,8 +49,9 @@ async function loadModels() {
       [id, state],
       ...(versions.length > 1 ? versions.map((each) => [`${id}:${each.version}`, each.state]) : []),
     ]);
-    select.replaceChildren(...names.map(([name, state]) =>
-      el("option", { value: name }, state === "ready" ? name : `${name} (${STATES[state] ?? state})`)));
+    const labels = names.map(([name, state]) => ((state ?? "ready") === "ready" ? name : `${name} (${STATES[state] ?? state})`));
+    if ([...select.options].map((option) => option.text).join("\n") !== labels.join("\n"))
+      select.replaceChildren(...names.map(([name], i) => el("option", { value: name }, labels[i])));
     select.disabled = names.length === 0;
     if (names.some(([name]) => name === chosen)) select.value = chosen;
   } catch (error) {
@@ -57,8 +61,7 @@ async function loadModels() {
       return;
     }
     notice(error.message);
-    const later = error.status === 503 || error.status === 0;
-    if (later) setTimeout(loadModels, Math.max(error.retryAfter, 2) * 1000);
+    if (error.status === 503 || error.status === 0) retry = setTimeout(loadModels, Math.max(error.retryAfter, 2) * 1000);
   }
 }
 
@@ -143,7 +146,7 @@ byId("reset-settings").addEventListener("click", () => {
 byId("open-help").addEventListener("click", openHelp);
 byId("theme").addEventListener("click", changeTheme);
 byId("model").addEventListener("change", () => localStorage.setItem(MODEL, byId("model").value));
-byId("model").addEventListener("pointerdown", loadModels);
+addEventListener("focus", loadModels); // others may have been loaded meanwhile
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", labelTheme);
 addEventListener("keydown", onKey);
 addEventListener("hashchange", show);

@@ -41,6 +41,7 @@ export function stopChat() {
   const shelf = isShelfOpen();
   openShelf(false);
   if (busy) byId("chat-input").focus();
+  else if (shelf) byId("toggle-shelf").focus();
   return busy || shelf;
 }
 
@@ -56,7 +57,8 @@ export function changeSettings(values) {
   if (current.messages.length) save(current);
 }
 
-const fresh = () => ({ id: crypto.getRandomValues(new Uint32Array(2)).join(""), messages: [], settings: { ...current?.settings } });
+const newId = () => crypto.getRandomValues(new Uint32Array(2)).join("");
+const fresh = () => ({ id: newId(), messages: [], settings: { ...current?.settings } });
 const thread = () => threads.get(current.id);
 
 function open(conversation) {

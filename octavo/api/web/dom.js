@@ -24,7 +24,7 @@ export function say(text) {
 /** An error that concerns the whole page; null takes it away. */
 export function notice(text) {
   byId("notice").hidden = text == null;
-  byId("notice").textContent = text ?? "";
+  if (byId("notice").textContent !== text) byId("notice").textContent = text ?? ""; // said once
 }
 
 export function copyButton(text, label = "Copy") {

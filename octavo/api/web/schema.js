@@ -1,6 +1,8 @@
 // Does a value follow a JSON schema? Knows the keywords that schemas for answers use, and says which it did not look at.
 
-const SILENT = new Set(["$schema", "$id", "$defs", "definitions", "title", "description", "default", "examples", "$comment"]);
+const SILENT = new Set([
+  "$schema", "$id", "$defs", "definitions", "title", "description", "default", "examples", "$comment",
+]);
 const MOST = 20; // problems named
 
 /** {problems: [text], unknown: [keyword]} */
@@ -43,8 +45,10 @@ const passes = (value, schema, { found, depth }) => {
   return inner.problems.length === 0;
 };
 
-const bound = (test, words) => (value, limit) => (typeof value === "number" && !test(value, limit) ? `${words} ${limit}` : null);
-const sized = (is, size, test, words) => (value, limit) => (is(value) && !test(size(value), limit) ? `${words} ${limit}` : null);
+const bound = (test, words) => (value, limit) =>
+  (typeof value === "number" && !test(value, limit) ? `${words} ${limit}` : null);
+const sized = (is, size, test, words) => (value, limit) =>
+  (is(value) && !test(size(value), limit) ? `${words} ${limit}` : null);
 const isText = (value) => typeof value === "string";
 const atLeast = (a, b) => a >= b;
 const atMost = (a, b) => a <= b;
@@ -52,8 +56,12 @@ const items = (value) => value.length;
 const keys = (value) => Object.keys(value).length;
 
 const RULES = {
-  type: (value, types) => ([].concat(types).some((type) => fits(value, type)) ? null : `must be of type ${[].concat(types).join(" or ")}, not ${show(value)}`),
-  enum: (value, values) => (values.some((each) => same(each, value)) ? null : `must be one of ${show(values)}, not ${show(value)}`),
+  type: (value, wanted) => {
+    const types = [].concat(wanted);
+    return types.some((type) => fits(value, type)) ? null : `must be of type ${types.join(" or ")}, not ${show(value)}`;
+  },
+  enum: (value, values) =>
+    values.some((each) => same(each, value)) ? null : `must be one of ${show(values)}, not ${show(value)}`,
   const: (value, wanted) => (same(value, wanted) ? null : `must be ${show(wanted)}`),
   minimum: bound(atLeast, "must be at least"),
   maximum: bound(atMost, "must be at most"),
@@ -66,7 +74,10 @@ const RULES = {
   maxItems: sized(Array.isArray, items, atMost, "must have at most this many items:"),
   minProperties: sized(isObject, keys, atLeast, "must have at least this many fields:"),
   maxProperties: sized(isObject, keys, atMost, "must have at most this many fields:"),
-  uniqueItems: (value, wanted) => (wanted && Array.isArray(value) && new Set(value.map((each) => JSON.stringify(each))).size < value.length ? "must not repeat items" : null),
+  uniqueItems: (value, wanted) => {
+    const all = wanted && Array.isArray(value) ? value.map((each) => JSON.stringify(each)) : [];
+    return new Set(all).size < all.length ? "must not repeat items" : null;
+  },
   pattern: (value, pattern) => {
     try {
       return isText(value) && !new RegExp(pattern, "u").test(value) ? `must match ${pattern}` : null;
@@ -97,7 +108,8 @@ const RULES = {
   },
   prefixItems: (value, schemas, { place, found, depth }) => {
     if (!Array.isArray(value)) return;
-    schemas.slice(0, value.length).forEach((schema, i) => visit(value[i], schema, `${place} › ${i + 1}`, found, depth + 1));
+    for (const [i, schema] of schemas.slice(0, value.length).entries())
+      visit(value[i], schema, `${place} › ${i + 1}`, found, depth + 1);
   },
   $ref: (value, reference, { place, found, depth }) => {
     let target = found.root;
@@ -106,8 +118,14 @@ const RULES = {
     if (target === undefined || !reference.startsWith("#")) found.unknown.add(`$ref ${reference}`);
     else visit(value, target, place, found, depth + 1);
   },
-  allOf: (value, schemas, { place, found, depth }) => schemas.forEach((schema) => visit(value, schema, place, found, depth + 1)),
-  anyOf: (value, schemas, how) => (schemas.some((schema) => passes(value, schema, how)) ? null : "fits none of the alternatives"),
-  oneOf: (value, schemas, how) => (schemas.filter((schema) => passes(value, schema, how)).length === 1 ? null : "must fit exactly one of the alternatives"),
+  allOf: (value, schemas, { place, found, depth }) => {
+    for (const schema of schemas) visit(value, schema, place, found, depth + 1);
+  },
+  anyOf: (value, schemas, how) =>
+    schemas.some((schema) => passes(value, schema, how)) ? null : "fits none of the alternatives",
+  oneOf: (value, schemas, how) => {
+    const fitting = schemas.filter((schema) => passes(value, schema, how)).length;
+    return fitting === 1 ? null : "must fit exactly one of the alternatives";
+  },
   not: (value, schema, how) => (passes(value, schema, how) ? "must not be what it is" : null),
 };

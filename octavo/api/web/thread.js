@@ -9,7 +9,7 @@ import { codeBlock, showMarkdown } from "./markdown.js";
 export class Thread {
   /** options(): the fields of a request but for its messages. changed(): data or `busy` is another now. */
   constructor(list, messages, options, changed) {
-    Object.assign(this, { list, messages, options, changed, busy: false, views: [] });
+    Object.assign(this, { list, messages, options, changed, busy: false, views: [], seen: new WeakMap() });
     this.show();
   }
 
@@ -97,12 +97,20 @@ export class Thread {
 
   show() {
     let leaf = 0;
+    const focused = this.list.contains(document.activeElement);
     this.views = this.messages.map((message) => {
       if (message.role === "user") leaf += 1;
-      return el("article", { class: message.role, "aria-label": NAMES[message.role], "data-folio": leaf });
+      const view = this.seen.get(message) ?? el("article", { class: message.role, "aria-label": NAMES[message.role] });
+      this.seen.set(message, view);
+      view.dataset.folio = leaf;
+      return view;
     });
     this.views.forEach((_, at) => this.fill(at));
-    this.list.replaceChildren(...this.views.filter((_, at) => this.messages[at].role !== "tool"));
+    const shown = this.views.filter((_, at) => this.messages[at].role !== "tool");
+    for (const view of [...this.list.children]) if (!shown.includes(view)) view.remove();
+    for (const [i, view] of shown.entries())
+      if (this.list.children[i] !== view) this.list.insertBefore(view, this.list.children[i] ?? null);
+    if (focused && !this.list.contains(document.activeElement)) this.list.focus(); // what was focused is gone
   }
 
   fill(at) {
@@ -196,7 +204,8 @@ const NAMES = { user: "You", assistant: "Answer", tool: "Result" };
 function wire(system, messages) {
   const sent = messages
     .filter((message) => message.role !== "assistant" || message.content || message.tool_calls)
-    .map(({ role, content, tool_calls, tool_call_id }) => ({ role, content: content || (tool_calls ? null : ""), tool_calls, tool_call_id }));
+    .map(({ role, content, tool_calls, tool_call_id }) =>
+      ({ role, content: content || (tool_calls ? null : ""), tool_calls, tool_call_id }));
   return system?.trim() ? [{ role: "system", content: system }, ...sent] : sent;
 }
 

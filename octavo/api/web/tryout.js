@@ -7,8 +7,10 @@ import { check } from "./schema.js";
 import { Thread, pretty } from "./thread.js";
 
 const text = { type: "string" };
-const object = (properties) => ({ type: "object", properties, required: Object.keys(properties), additionalProperties: false });
-const tool = (name, description, properties) => ({ type: "function", function: { name, description, parameters: object(properties) } });
+const object = (properties) =>
+  ({ type: "object", properties, required: Object.keys(properties), additionalProperties: false });
+const tool = (name, description, properties) =>
+  ({ type: "function", function: { name, description, parameters: object(properties) } });
 
 const SCHEMAS = {
   "A person": [
@@ -109,8 +111,8 @@ function verdict(answer, schema, reason) {
   try {
     value = JSON.parse(answer);
   } catch {
-    const why = reason === "length" ? "The answer was cut at the most tokens allowed, so it is no whole JSON." : "The answer is no JSON.";
-    return [el("p", { class: "error" }, why)];
+    const cut = reason === "length" ? ": it was cut at the most tokens allowed" : "";
+    return [el("p", { class: "error" }, `The answer is no JSON${cut}.`)];
   }
   const { problems, unknown } = check(value, schema);
   const unseen = unknown.length ? el("p", { class: "small" }, `Not looked at: ${unknown.join(", ")}.`) : null;
