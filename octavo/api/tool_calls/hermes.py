@@ -30,11 +30,12 @@ class Marked:
 
     def grammar(self, lark: Lark) -> str:
         """A pair of marks for each call; where there is no closing mark, a list after the opening one."""
-        if self.closing is not None:
-            before = lambda name: lark.text(self.opening, "\n" + call_head(name))  # noqa: E731
-            return lark.calls(lark.call(before, lark.text("}\n", self.closing)), lark.text("\n"))
-        calls = lark.calls(lark.call(lambda name: lark.text(call_head(name)), lark.text("}")), lark.text(", "))
-        return f"{lark.text(self.opening, '[')} {calls} {lark.text(']')}"
+        if self.closing is None:
+            call = lark.call(lambda name: lark.text(call_head(name)), lark.text("}"))
+            return f"{lark.text(self.opening, '[')} {lark.calls(call, lark.text(', '))} {lark.text(']')}"
+        end = lark.text("}\n", self.closing)
+        call = lark.call(lambda name: lark.text(self.opening, "\n" + call_head(name)), end)
+        return lark.calls(call, lark.text("\n"))
 
     def calls(self, text: Text) -> Steps[None]:
         """What `read` attempts at each opening. Raises NotACall."""
