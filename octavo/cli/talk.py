@@ -45,15 +45,7 @@ def talk(
 ) -> int:
     """The exit status."""
     if prompt is not None:
-        ended = None
-        try:
-            with without_echo():
-                ended = runner.run(conversation.ask(prompt, _write))
-        finally:
-            _print("\n")
-        for note in _notes(ended, verbose):
-            _print_note(note)
-        return 0
+        return _answer_once(conversation, runner, prompt, verbose)
     speaker = conversation.speaker
     _print_note(f"{speaker.name} {speaker.where}; /help lists commands, Ctrl-D leaves")
     if not speaker.chats:
@@ -65,6 +57,25 @@ def talk(
                     break
             elif text.strip():
                 _answer(conversation, runner, text, verbose)
+    return 0
+
+
+def _answer_once(conversation: Conversation, runner: asyncio.Runner, prompt: str, verbose: bool) -> int:
+    ended, written = None, False
+
+    def write(text: str, *, thought: bool = False) -> None:
+        nonlocal written
+        written = True
+        _write(text, thought=thought)
+
+    try:
+        with without_echo():
+            ended = runner.run(conversation.ask(prompt, write))
+    finally:
+        if written or ended is not None:  # else an error is all there is to read
+            _print("\n")
+    for note in _notes(ended, verbose):
+        _print_note(note)
     return 0
 
 

@@ -283,10 +283,11 @@ def test_without_a_template_texts_are_continued(runner, monkeypatch, capsys) -> 
     assert "no chat template" in capsys.readouterr().err
 
 
-def test_an_engine_that_refuses_one_prompt_is_an_error(runner) -> None:
+def test_an_engine_that_refuses_one_prompt_is_an_error(runner, capsys) -> None:
     engine = FakeEngine(error=InvalidRequest("no"))
     with pytest.raises(InvalidRequest):
         talk(with_engine(engine), runner, "Hi")
+    assert capsys.readouterr().out == ""
 
 
 def test_the_only_word_of_chat_is_a_model(monkeypatch, capsys, tmp_path) -> None:
