@@ -10,7 +10,6 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from octavo.energy import find_meter
 from octavo.engine.channel import UNANNOUNCED_WORK, Abort, Add, Began, FromCore, Look, Seen, Stepped, ToCore
 from octavo.engine.compiling import Compiled, Compiling
 from octavo.engine.core import EngineCore, StepOutputs, work
+from octavo.engine.grammar_trial import Trial
 from octavo.engine.guidance import Grammar, Grammars
 from octavo.errors import EngineDead, InvalidRequest, OctavoError, Overloaded
 from octavo.execution.executor import make_executor
@@ -47,7 +47,7 @@ def main(descriptor: int) -> None:
     except OctavoError as error:
         link.send(Failed.of(error))
         return
-    grammars = Grammars(partial(_load_tokenizer, setup), executor.capacity.vocab_size)
+    grammars = _grammars(setup, executor.capacity.vocab_size)
     core = EngineCore(setup.config, executor, grammars=grammars, meter=find_meter(executor.capacity.gpus))
     try:
         link.send(Ready(executor.capacity, os.getpid()))
@@ -170,10 +170,14 @@ def _refusal(request: Request, error: InvalidRequest | Overloaded | None = None)
     return Output(request.request_id, finish_reason="error", error=error.message, fault=fault, param=error.param)
 
 
-def _load_tokenizer(setup: Setup) -> Tokenizer:
-    from octavo.engine.tokenizer import Tokenizer
+def _grammars(setup: Setup, vocab_size: int) -> Grammars:
+    def load_tokenizer() -> Tokenizer:
+        from octavo.engine.tokenizer import Tokenizer
 
-    return Tokenizer.from_checkpoint(setup.checkpoint, setup.config.model.tokenizer)
+        return Tokenizer.from_checkpoint(setup.checkpoint, setup.config.model.tokenizer)
+
+    trial = Trial(setup.config, setup.checkpoint, vocab_size)
+    return Grammars(load_tokenizer, vocab_size, trial.check)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,7 @@
 
 Text of every kind is wrapped the same way, so equal wishes are equal texts, which is what compiled grammars are cached
 by. Only what is cheap to see is refused here: sizes, nesting, what is not JSON. Whether a grammar can be followed shows
-when it is compiled, in the core process (`guidance.py`): a grammar that crashed the compiler would end that process,
-which is replaced, and not the server.
+when it is compiled, which happens where it may fail (`grammar_trial.py`, `guidance.py`).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,8 +29,6 @@ PARAM = "structured_outputs"
 _KEPT_BYTES = 256 * 2**20  # of compiled grammars that no request may be using
 _BYTES, _BYTES_PER_CHARACTER, _BYTES_PER_MASK = 2**18, 256, 64  # that one is taken for; measured ones need less
 _LONGEST_USE = 2**18  # masks of one compiled grammar; what was found out for them is never forgotten
-_PATIENCE = 5.0  # seconds to compile one
-_MOST_ABANDONED = 2  # that are compiled still, though nobody waits any more
 _MOST_ITEMS_IN_ROW = 2000  # readings of the text so far that a matcher follows
 _STACK = 2**28  # bytes for the compiler, which descends into grammars; only what is used takes memory
 Whose = Callable[[int], tuple[str, int]]  # a row's sequence id -> request id, and which of its sequences
@@ -81,13 +79,21 @@ class Grammar:
 
 
 class Grammars:
-    """The compiled grammars of one model, those used last. `find` and `discard` never wait for `compile`."""
+    """The compiled grammars of one model, those used last. `find` and `discard` never wait for `compile`.
 
-    def __init__(self, load_tokenizer: Callable[[], Tokenizer], vocab_size: int) -> None:
+    check: raises InvalidRequest for a text that had better not be compiled here.
+    """
+
+    def __init__(
+        self,
+        load_tokenizer: Callable[[], Tokenizer],
+        vocab_size: int,
+        check: Callable[[str], None] | None = None,
+    ) -> None:
         self._load_tokenizer = load_tokenizer
         self._vocab_size = vocab_size
+        self._check = check
         self._compiled: OrderedDict[str, Grammar] = OrderedDict()
-        self._abandoned: list[Future[Matcher]] = []
         self._lock = threading.Lock()
 
     def find(self, text: str) -> Grammar | None:
@@ -101,7 +107,9 @@ class Grammars:
         """A millisecond for most, a second for large ones. One thread at a time. Raises InvalidRequest."""
         if (found := self.find(text)) is not None:
             return found
-        grammar = Grammar(text, self._patiently(text))
+        if self._check is not None:
+            self._check(text)
+        grammar = Grammar(text, self.make(text))
         with self._lock:
             self._compiled[text] = grammar
             while len(self._compiled) > 1 and sum(each.size for each in self._compiled.values()) > _KEPT_BYTES:
@@ -114,20 +122,17 @@ class Grammars:
             if self._compiled.get(grammar.text) is grammar:
                 del self._compiled[grammar.text]
 
-    def _patiently(self, text: str) -> Matcher:
-        """What takes too long is given up, though no thread can be stopped: so no more than a few may go on."""
-        self._abandoned = [each for each in self._abandoned if not each.done()]
-        if len(self._abandoned) >= _MOST_ABANDONED:
-            wait(self._abandoned, return_when=FIRST_COMPLETED)
+    def load(self) -> None:
+        """Have the vocabulary at hand, which takes a moment, and Python's lock for most of it."""
+        assert self._vocabulary is not None
+
+    def make(self, text: str) -> Matcher:
+        """Compile, whatever it takes, in a thread that has a large stack. Raises InvalidRequest."""
         future: Future[Matcher] = Future()
         usual = threading.stack_size(_STACK)
         threading.Thread(target=_fulfil, args=(future, lambda: self._matcher(text)), daemon=True).start()
         threading.stack_size(usual)
-        try:
-            return future.result(_PATIENCE)
-        except TimeoutError:
-            self._abandoned.append(future)
-            raise refusal(f"compiling it takes more than {_PATIENCE:g} s") from None
+        return future.result()
 
     def _matcher(self, text: str) -> Matcher:
         from llguidance import LLMatcher, LLParserLimits

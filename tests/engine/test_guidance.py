@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 from random import Random
 
 import pytest
@@ -232,22 +231,21 @@ def test_a_compiled_grammar_is_not_used_for_ever(monkeypatch):
     assert run(request(regex="[a-z]{9}"), engine=engine) == first
 
 
-def test_a_grammar_that_takes_too_long_to_compile_is_given_up(monkeypatch):
-    gate, making = threading.Event(), Grammars._matcher
+def test_a_grammar_is_compiled_only_after_it_was_tried():
+    tried = []
 
-    def slowly(self, text):
-        if "slow" in text:
-            gate.wait()
-        return making(self, text)
+    def check(text):
+        tried.append(text)
+        if "bad" in text:
+            raise InvalidRequest("no")
 
-    monkeypatch.setattr(Grammars, "_matcher", slowly)
-    monkeypatch.setattr(guidance, "_PATIENCE", 0.01)
-    grammars = Grammars(Letters, WIDTH)
-    with pytest.raises(InvalidRequest, match="takes more than"):
-        grammars.compile(grammar_text(StructuredOutputs(regex="slow")))
-    monkeypatch.setattr(guidance, "_PATIENCE", 60.0)
-    assert grammars.compile(grammar_text(StructuredOutputs(regex="quick")))
-    gate.set()
+    grammars = Grammars(Letters, WIDTH, check)
+    good, bad = (grammar_text(StructuredOutputs(regex=word)) for word in ("good", "bad"))
+    for _ in range(2):
+        assert grammars.compile(good)
+        with pytest.raises(InvalidRequest):
+            grammars.compile(bad)
+    assert tried == [good, bad, bad]
 
 
 def test_special_tokens_are_no_text_of_any_grammar():

@@ -275,7 +275,9 @@ class QaServer:
         return accepted == sum(ended)
 
     def pids(self) -> list[int]:
-        return [self.process.pid, *descendants(self.process.pid)]
+        """Without those that try grammars, which come and go."""
+        all_pids = [self.process.pid, *descendants(self.process.pid)]
+        return [pid for pid in all_pids if b"grammar_trial" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
     def footprint(self) -> Footprint:
         pids = self.pids()
