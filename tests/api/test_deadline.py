@@ -25,7 +25,7 @@ BODIES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("hang_after", [0, 3])
 def test_a_request_that_takes_too_long_is_aborted(path: str, hang_after: int) -> None:
     client = Client(FakeEngine(hang_after=hang_after))
-    reply = client.post(path, {**BODIES[path], "timeout": 0.02})
+    reply = client.post(path, {**BODIES[path], "timeout": 0.25})
     assert (reply.status, reply.error["code"], reply.error["type"]) == (408, "request_timeout", "timeout_error")
     assert reply.header("x-should-retry") == "false"
     assert client.engine.running == set()
