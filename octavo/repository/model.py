@@ -1,12 +1,12 @@
 """One model of a repository: its declaration, where its requests go, and the lives of its versions. Pure.
 
 What is asked for may not be there yet. While it is not, the model is in transition: requests go where they went before
-(`former`), and what served them stays.
+(`former`), and what serves them stays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from octavo.errors import ConfigError
 from octavo.repository.declared import DeclaredModel
@@ -24,7 +24,7 @@ class Model:
         self.declared = declared
         self.traffic = declared.traffic  # or what an administrator has said since
         self.route = declared.route()
-        self.former: Route | None = None  # while the route's versions are not all there
+        self.former: list[Route] = []  # while the route's versions are not all there; the last one last
         self.past: list[tuple[tuple[int, int], ...]] = []  # shares of earlier routes, the last one last
         self.extra: set[int] = set()  # versions that an administrator wants besides
         self.lives: dict[int, Life] = {}  # of the declaration
@@ -56,7 +56,10 @@ class Model:
     @property
     def main(self) -> Life:
         """The version that most requests of the bare name get now."""
-        return self.choose(self.route.main)
+        life = self.choose(self.route.main)
+        if life.state == "ready":
+            return life
+        return self._before(lambda route: route.main) or life
 
     def pick(self, selector: str | None, key: str) -> Life | None:
         """Who is to answer: ready, or to be waited for. None if there is nothing of that name."""
@@ -66,13 +69,21 @@ class Model:
         life = self.choose(version)
         if life.state == "ready":
             return life
-        if self.former is not None and (before := self.former.pick(selector, key)) is not None:
-            former = self._best(before)
-            if former is not None and former.state == "ready":
-                return former
-        if life.state == "failed" and selector is None:
-            return self._other_share() or life
+        if (before := self._before(lambda route: route.pick(selector, key))) is not None:
+            return before
+        if life.state == "failed":
+            asleep = self._before(lambda route: route.pick(selector, key), ready=False)
+            return (self._other_share() if selector is None else None) or asleep or life
         return life
+
+    def _before(self, choice: Callable[[Route], int | None], ready: bool = True) -> Life | None:
+        """Who served before the transition, or in the course of it; or else could again."""
+        for route in reversed(self.former):
+            version = choice(route)
+            life = None if version is None else self._best(version)
+            if life is not None and (life.state == "ready" if ready else life.state != "failed" and not life.retired):
+                return life
+        return None
 
     def choose(self, version: int) -> Life:
         """The life of a version that serves, else the declared one."""
@@ -104,7 +115,7 @@ class Model:
     def expires(self, life: Life) -> float | None:
         """When a life will have been idle for long enough to go."""
         keep_alive = self.declared.keep_alive
-        if keep_alive is None or life.state != "ready" or life.used or life.retired or self.former is not None:
+        if keep_alive is None or life.state != "ready" or life.used or life.retired or self.must_stay(life):
             return None
         return life.idle_since + keep_alive
 
@@ -153,7 +164,7 @@ class Model:
         for life in list(self.lives.values()):
             self._put_away(life)
         self.lives.clear()
-        self.former = None
+        self.former.clear()
 
     def _want_targets(self, now: float, awake: bool, new: Collection[int]) -> None:
         """A model in use gets what it needs now; one that sleeps only what finds room."""
@@ -173,8 +184,7 @@ class Model:
             return
         if route.shares != self.route.shares:
             self.past = [*self.past, self.route.shares][-_REMEMBERED:]
-        if self.former is None:
-            self.former = self.route
+        self.former = [*self.former, self.route][-_REMEMBERED:]
         self.route = route
 
     def _live_as_declared(self, now: float) -> bool:
@@ -204,14 +214,39 @@ class Model:
 
     def settle(self) -> list[Life]:
         """Ends a transition whose versions are all there. Lives that are loaded and not needed any more."""
-        if self.former is not None and not any(self._missing(life) for life in self.targets()):
-            self.former = None
-        if self.former is not None:
-            return [life for life in self.all() if life.state == "loading" and not self._needed(life)]
-        return [life for life in self.all() if life.state in ("loading", "ready") and not self._needed(life)]
+        if not any(life.state == "failed" or _is_pending(life) for life in self.targets()):
+            self.former.clear()
+        elif self.former and all(self._serves(version) for version in self.former[-1].versions):
+            del self.former[:-1]
+        before = {version for route in self.former for version in route.versions}
+        return [
+            life
+            for life in self.all()
+            if (life.state == "loading" and not self._needed(life))
+            or (life.state == "ready" and not self._needed(life) and not self._stands_in(life, before))
+        ]
+
+    @property
+    def is_changing(self) -> bool:
+        """Whether something that it needs is on its way."""
+        return any(_is_pending(life) for life in self.targets())
+
+    def must_stay(self, life: Life) -> bool:
+        """Whether it stands in for what is not there yet, and could not come back."""
+        if not self.former:
+            return False
+        return life.retired or self.is_changing
 
     def _needed(self, life: Life) -> bool:
         return not life.retired and life.version in self.addressable()
 
-    def _missing(self, life: Life) -> bool:
-        return life.state == "failed" or life.state == "loading" or (life.wanted and life.state != "ready")
+    def _serves(self, version: int) -> bool:
+        life = self._best(version)
+        return life is not None and life.state == "ready"
+
+    def _stands_in(self, life: Life, before: Collection[int]) -> bool:
+        return life.version in before and self._best(life.version) is life
+
+
+def _is_pending(life: Life) -> bool:
+    return life.state == "loading" or (life.wanted and life.state != "ready")

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from octavo.checkpoint import Checkpoint, resolve
 from octavo.config import EngineConfig
@@ -89,7 +89,7 @@ class Repository:
         self._models: dict[str, Model] = {}
         self._leaving: list[Model] = []  # no longer declared, but not gone yet
         self._names: dict[str, str] = {}
-        self._tasks: dict[Life, asyncio.Task[None]] = {}
+        self._tasks: dict[Life, asyncio.Task[OctavoError]] = {}
         self._measuring: dict[Life, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()  # another one after each change of a state
         self._stirred = False  # a state has changed since the last event
@@ -109,11 +109,12 @@ class Repository:
         self.drain()
         if self._timer is not None:
             self._timer.cancel()
-        for life in self._tasks:
-            life.ending = True
-        tasks = [*self._tasks.values(), *self._measuring.values()]
-        for task in tasks:
-            task.cancel()
+        for life, task in self._tasks.items():
+            if not life.ending:
+                task.cancel()
+        for measuring in self._measuring.values():
+            measuring.cancel()
+        tasks: list[asyncio.Task[Any]] = [*self._tasks.values(), *self._measuring.values()]
         if tasks:
             await asyncio.wait(tasks)
 
@@ -277,7 +278,7 @@ class Repository:
             if life.state == "draining" and not life.leases and not life.ending:
                 life.ending = True
                 self._tasks[life].cancel()
-        self._starting = {life for life in self._starting if life.wanted and life.state in ("declared", "loading")}
+        self._starting = {life for life in self._starting if life.wanted and life.state not in ("ready", "failed")}
         self._look_again(now)
         if self._stirred:
             self._stirred = False
@@ -327,15 +328,15 @@ class Repository:
             logger.warning("%s is not loaded in advance: %s", life, lack)
             life.wanted = False
             return True
-        beside = [each for each in loaded if each.model == life.model and self._is_changing(each)]
+        beside = [each for each in loaded if each.state == "ready" and self._stays_beside(life, each)]
         if room.lacks(life, beside) is not None:
-            versions = ", ".join(sorted({str(each.version) for each in beside}))
-            self._fail(life, ConfigError(f"{lack}; there is no room for it beside version {versions}, which serves"))
+            serving = ", ".join(map(str, beside))
+            self._fail(life, ConfigError(f"{lack}; there is no room for it beside {serving}, which has to serve"))
             return True
         staying = [each for each in loaded if each.state != "draining"]
         if room.lacks(life, staying) is None:
             return False  # room is being made
-        stable = [each for each in staying if each.state == "ready" and not self._is_changing(each)]
+        stable = [each for each in staying if each.state == "ready" and not self._must_stay(each)]
         forever = {name for name, model in self._models.items() if model.declared.keep_alive is None}
         victims = room.victims(life, staying, least_missed((each for each in stable if not each.used), forever))
         if victims is None and now >= life.since_wanted + PATIENCE:
@@ -345,10 +346,13 @@ class Repository:
             self._let_go(victim, f"makes room for {life}")
         return False
 
-    def _is_changing(self, life: Life) -> bool:
-        """Whether its model is in transition: what serves then, stays."""
+    def _stays_beside(self, life: Life, other: Life) -> bool:
+        """Whether it is no use to wait until the other goes."""
+        return self._must_stay(other) and (other.model == life.model or not self._models[other.model].is_changing)
+
+    def _must_stay(self, life: Life) -> bool:
         model = self._models.get(life.model)
-        return model is not None and model.former is not None
+        return model is not None and model.must_stay(life)
 
     # ------------------------------------------------------------------ what is told
 
@@ -465,27 +469,26 @@ class Repository:
         if not self.declared.only:
             logger.info("%s is being loaded", life)
         self._enter(life, "loading")
-        self._tasks[life] = asyncio.create_task(self._live(life))
+        task = self._tasks[life] = asyncio.create_task(self._live(life))
+        task.add_done_callback(lambda task: self._ended(life, None if task.cancelled() else task.result()))
 
-    async def _live(self, life: Life) -> None:
-        """From the start of an engine to its end."""
-        reason: OctavoError | None = None
+    async def _live(self, life: Life) -> OctavoError:
+        """From the start of an engine to its end; why it ended, if nobody has asked it to."""
         try:
             engine = await self._loader.start(life.config, life.version)
             life.engine = engine
             try:
                 await engine.wait_ready()
                 self._became_ready(life)
-                reason = await engine.wait_dead()
+                return await engine.wait_dead()
             finally:
+                self._begins_to_end(life)
                 await engine.shutdown()
         except OctavoError as error:
-            reason = error
+            return error
         except Exception:  # one model's fault ends here
             logger.exception("the engine of %s failed", life)
-            reason = OctavoError("its engine failed; see the log")
-        finally:
-            self._ended(life, reason)
+            return OctavoError("its engine failed; see the log")
 
     def _became_ready(self, life: Life) -> None:
         if life.state != "loading":
@@ -498,10 +501,17 @@ class Repository:
         logger.info("%s is ready", life.model if self.declared.only else life)
         self._settle()
 
+    def _begins_to_end(self, life: Life) -> None:
+        """Whatever the reason: nobody gets it any more, and it holds memory until it is gone."""
+        life.ending = True
+        if life.state != "draining":
+            self._enter(life, "draining")
+            self._settle()
+
     def _ended(self, life: Life, reason: OctavoError | None) -> None:
         del self._tasks[life]
-        if life.ending or reason is None:
-            if life.state != "draining":  # the server ends
+        if reason is None:
+            if life.state != "draining":  # it had not come so far
                 self._enter(life, "draining")
             self._enter(life, "declared")
             if not self._draining:

@@ -34,7 +34,7 @@ def status(model: Model, now: float, wall: float) -> ModelStatus:
         aliases=list(model.declared.aliases),
         state=main.state,
         version=main.version,
-        changing=model.former is not None,
+        changing=bool(model.former),
         preload=model.declared.preload,
         keep_alive=model.declared.keep_alive,
         versions=[_version(model, life, wall - now) for life in _in_order(model)],
