@@ -219,12 +219,10 @@ class Model:
         elif self.former and all(self._serves(version) for version in self.former[-1].versions):
             del self.former[:-1]
         before = {version for route in self.former for version in route.versions}
-        return [
-            life
-            for life in self.all()
-            if (life.state == "loading" and not self._needed(life))
-            or (life.state == "ready" and not self._needed(life) and not self._stands_in(life, before))
-        ]
+        idle = [life for life in self.all() if not self._needed(life) and not self._stands_in(life, before)]
+        for life in idle:
+            life.wanted = life.wanted and life.state != "declared"
+        return [life for life in idle if life.state in ("loading", "ready")]
 
     @property
     def is_changing(self) -> bool:
@@ -245,7 +243,10 @@ class Model:
         return life is not None and life.state == "ready"
 
     def _stands_in(self, life: Life, before: Collection[int]) -> bool:
-        return life.version in before and self._best(life.version) is life
+        """Whether it serves, or somebody waits for it to serve, what its successor cannot yet."""
+        return life.version in before and (
+            bool(life.waiters) if life.state != "ready" else self._best(life.version) is life
+        )
 
 
 def _is_pending(life: Life) -> bool:
