@@ -213,6 +213,15 @@ def test_tokenize_shows_the_tools_too() -> None:
     assert (reply.status, reply.error["param"]) == (400, "tools[0].type")
 
 
+@pytest.mark.parametrize("type_", [{}, [{}], [None, 1], 5])
+@pytest.mark.parametrize("schema", [lambda it: {"type": it}, lambda it: {"anyOf": [{"type": it}, 3]}])
+def test_schemas_that_are_none_break_no_parser(type_: Any, schema: Any) -> None:
+    tool = {"name": "time", "parameters": {"properties": {"a": schema(type_)}}}
+    text = "<function=time><parameter=a>1</parameter></function>"
+    (message,) = answer(client(text, tool_call_parser="qwen3_coder"), tools=[{"type": "function", "function": tool}])
+    assert message["tool_calls"][0]["function"] == {"name": "time", "arguments": '{"a": 1}'}
+
+
 def test_results_are_named_after_their_calls() -> None:
     class Naming(TagTemplate):
         def render(self, messages, **kwargs) -> str:
@@ -358,6 +367,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
             },
         },
         "tool_choice.allowed_tools.tools[0].function.name",
+    ),
+    (
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"properties": [1]}}}]},
+        "tools[0].function.parameters",
     ),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"tool_choice": {"type": "function", "function": {"name": "time"}}}, "tool_choice"),

@@ -135,6 +135,12 @@ def test_what_is_held_back_has_a_bound_and_is_given_back() -> None:
     assert read("hermes", *long) == (long, "", [])
 
 
+@pytest.mark.parametrize("beginning", ["", "<|python_tag|>"])
+def test_a_flood_of_white_space_is_content(beginning: str) -> None:
+    flood = beginning + " " * 70_000 + "{}"
+    assert read("llama3_json", flood) == (flood, "", [])
+
+
 # ---------------------------------------------------------------------- JSON calls
 
 
@@ -170,6 +176,12 @@ def test_a_call_after_a_broken_one_is_read() -> None:
     assert read("hermes", text) == ('<tool_call>{"name": 3}</tool_call>', "", [("g", "{}")])
 
 
+def test_what_follows_a_call_and_is_none_stays_as_it_is() -> None:
+    text = '{"name": "time", "parameters": {}}'
+    assert read("llama3_json", text + "; hello") == ("; hello", "", [("time", "{}")])
+    assert read("llama3_json", text + " ; " + text) == ("", "", [("time", "{}")] * 2)
+
+
 # ---------------------------------------------------------------------- other formats
 
 
@@ -188,6 +200,7 @@ def test_a_call_after_a_broken_one_is_read() -> None:
         ("'\\ud800'", "\ud800"),
         ("float('nan')", "float('nan')"),
         ("-Infinity", "-Infinity"),
+        ("[1e999]", "[1e999]"),
         ("[" * 5000 + "]" * 5000, "[" * 5000 + "]" * 5000),
     ],
 )

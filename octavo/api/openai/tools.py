@@ -100,8 +100,9 @@ def _check(function: FunctionDefinition, place: str, earlier: Mapping[str, Any])
     if function.name in earlier:
         message = f"Invalid '{place}.name': there is another tool of the name {function.name!r}."
         raise InvalidRequest(message, param=f"{place}.name", code="invalid_value")
-    if (function.parameters or {}).get("type", "object") != "object":
-        message = f"Invalid '{place}.parameters': its 'type' must be 'object'."
+    parameters = function.parameters or {}
+    if parameters.get("type", "object") != "object" or not isinstance(parameters.get("properties") or {}, dict):
+        message = f"Invalid '{place}.parameters': its 'type' must be 'object', and its 'properties' must be one."
         raise InvalidRequest(message, param=f"{place}.parameters", code="invalid_function_parameters")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection
+from math import isfinite
 from typing import Any, NoReturn
 
 from octavo.api.limits import NAME_LENGTH
@@ -191,9 +192,14 @@ def _span(text: Text, pattern: re.Pattern[str]) -> Steps[None]:
 def loads(text: str) -> Any:
     """The value of a JSON text. Raises ValueError, for what nests too deeply too."""
     try:
-        return json.loads(text, parse_constant=_no_number)
+        return json.loads(text, parse_constant=_no_number, parse_float=_finite)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    return value if isfinite(value) else _no_number(digits)
 
 
 def _no_number(name: str) -> NoReturn:

@@ -98,11 +98,10 @@ def _types(schema: Any) -> set[str]:
     """The types that a schema names outright."""
     if not isinstance(schema, Mapping):
         return set()
-    named = schema.get("type")
-    found = set(named) if isinstance(named, list) else {named}
-    options = schema.get("anyOf")
-    for option in options if isinstance(options, list) else ():
-        found |= {option.get("type")} if isinstance(option, Mapping) else set()
+    named, options = schema.get("type"), schema.get("anyOf")
+    found = named if isinstance(named, list) else [named]
+    if isinstance(options, list):
+        found = [*found, *(option.get("type") for option in options if isinstance(option, Mapping))]
     return {each for each in found if isinstance(each, str)}
 
 
