@@ -178,7 +178,7 @@ class ServerConfig:
     api_key_file: str | None = _flag(
         "file of hashed keys with roles and limits, made by `octavo keys new`; read again when it changes"
     )
-    admin_port: int | None = _flag("port that answers /metrics instead of --port")
+    admin_port: int | None = _flag("port of what is for admins, /metrics among it, instead of --port")
     admin_host: str = _flag("address of the admin port", "127.0.0.1")
     request_timeout: float | None = _flag("most seconds a request may take; default: as many as it needs")
     queue_timeout: float = _flag("most seconds from a request's arrival to its first token", 600.0)

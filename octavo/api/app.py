@@ -78,7 +78,9 @@ def build_app(
 
     The desk's `batch`, if there is one, is to be run beside it and closed after it, as is the state's `tracing`.
     """
-    desk = Desk(limits or Limits.of(config), models, created=int(time.time()))
+    desk = Desk(
+        limits or Limits.of(config), models, created=int(time.time()), admins_apart=config.admin_port is not None
+    )
     keys = Keyring.of(config)
     if config.otlp_traces_endpoint is not None:
         tracing = Tracing.to(config.otlp_traces_endpoint)

@@ -98,6 +98,7 @@ class Desk:
     ignored: IgnoredFields = field(default_factory=IgnoredFields)
     traffic: Traffic = field(default_factory=Traffic)
     anyone: Tenant = field(default_factory=Tenant)  # whose a request without a key is, where none is needed
+    admins_apart: bool = False  # they have a port of their own
     batch: BatchService | None = None  # if the server has a data folder
     in_flight: int = 0  # accepted requests without an outcome yet, each prompt of a request being one
     in_background: int = 0  # how many of those are lines of batches

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.api.ollama.request import seconds
+from octavo.config import ServerConfig
 from octavo.errors import InvalidRequest, RequestFailed
 
 CHAT, GENERATE = "/api/chat", "/api/generate"
@@ -140,6 +141,13 @@ def test_nothing_to_say_and_no_time_to_stay_unloads_the_model(path: str, keep_al
     assert (reply.status, reply.json["done_reason"]) == (200, "unload")
     assert client.models.unloaded == ["fake-model"]
     assert client.post(path, {"model": "fake-model", "keep_alive": "5 minutes"}).status == 400
+
+
+def test_where_admins_have_a_port_of_their_own_nobody_unloads_on_the_other() -> None:
+    client = Client(config=ServerConfig(admin_port=0))
+    reply = client.post(CHAT, {"model": "fake-model", "keep_alive": 0})
+    assert (reply.status, client.models.unloaded) == (403, [])
+    assert client.post(CHAT, {"model": "fake-model"}).json["done_reason"] == "load"
 
 
 def test_plain_curl_is_understood() -> None:

@@ -6,12 +6,13 @@ import asyncio
 import hashlib
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import ollama
 import pytest
-from fake_engine import Client, FakeEngine
+from fake_engine import Client, FakeEngine, chat
 from hub_copies import hub_copy, safetensors_files
 
 from octavo.checkpoint import Checkpoint, store
@@ -85,6 +86,31 @@ def test_a_pull_nobody_waits_for_ends(tmp_path: Path, monkeypatch: pytest.Monkey
         headers = {"content-type": "application/json"}
         await asyncio.wait_for(asked.send("POST", PULL, data=body, headers=headers, leave_after=2), 60)
         assert await asyncio.to_thread(ended.wait, 60)
+
+    asyncio.run(scenario())
+
+
+def test_pulls_keep_nobody_else_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    monkeypatch.setattr(store, "pull", lambda *_, **__: go_on.wait(60))
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        asked = client(tmp_path)
+        headers = {"content-type": "application/json"}
+        pulls = [
+            asyncio.create_task(asked.send("POST", PULL, data=json.dumps({"model": name}).encode(), headers=headers))
+            for name in ("org/one", "org/two")
+        ]
+        await asyncio.sleep(0)
+        try:
+            chatted = await asyncio.wait_for(
+                asked.send("POST", "/v1/chat/completions", data=json.dumps(chat()).encode(), headers=headers), 30
+            )
+        finally:
+            go_on.set()
+        assert chatted.status == 200
+        assert [pulled.status for pulled in await asyncio.gather(*pulls)] == [200, 200]
 
     asyncio.run(scenario())
 

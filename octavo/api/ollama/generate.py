@@ -67,6 +67,8 @@ async def _load(call: Call, request: CommonFields, shape: Shape) -> ASGIApp:
     if unload:
         if call.tenant.role != "admin":
             raise Forbidden("This key may not unload models: it is not an administrator's.")
+        if call.desk.admins_apart:
+            raise Forbidden("Models are unloaded on the admin port, by POST /v1/admin/models/NAME/unload.")
         call.desk.models.unload(call.desk.models.find(name).model)
     else:
         await call.model(name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -44,7 +45,8 @@ class _Pull:
     async def told(self) -> AsyncGenerator[PullProgress, None]:
         """What happens, until it is done. Raises InvalidRequest, ModelNotFound; closing it ends the download."""
         yield PullProgress(status="pulling manifest")
-        task = asyncio.create_task(asyncio.to_thread(self._run))
+        thread = ThreadPoolExecutor(1, thread_name_prefix="octavo-pull")  # the loop's own threads have others' work
+        task = asyncio.get_running_loop().run_in_executor(thread, self._run)
         try:
             while not task.done():
                 await asyncio.wait([task], timeout=_TOLD_SECONDS)
@@ -54,6 +56,7 @@ class _Pull:
             await task
         finally:
             self._given_up.set()
+            thread.shutdown(wait=False)
             task.cancel()
             with suppress(asyncio.CancelledError, CheckpointError, InvalidRequest):
                 await task
