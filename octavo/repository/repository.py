@@ -389,7 +389,17 @@ class Repository:
         for life in lives:
             model.try_again(life, self._now)
             life.want(self._now)
+            life.waiters += 1  # so that none of them makes room for another
         self._stirred = True
+        try:
+            await self._all_ready(name, lives)
+        finally:
+            for life in lives:
+                life.waiters -= 1
+        return status(model, self._now, time.time())
+
+    async def _all_ready(self, name: str, lives: Sequence[Life]) -> None:
+        """Raises LoadFailed or Overloaded."""
         changed = self._changed
         self._settle()
         while missing := [life for life in lives if life.state != "ready"]:
@@ -402,7 +412,6 @@ class Repository:
                 raise Overloaded("The server is shutting down.", code="shutting_down")
             await changed.wait()
             changed = self._changed
-        return status(model, self._now, time.time())
 
     def unload(self, name: str, version: int | None = None) -> ModelStatus:
         model = self._model(name)

@@ -485,6 +485,22 @@ def test_an_operator_loads_and_unloads() -> None:
     play(scenario)
 
 
+def test_versions_that_are_loaded_together_do_not_make_room_for_each_other() -> None:
+    async def scenario() -> None:
+        loader = FakeLoader(sizes={"one": 4, "two": 4, "three": 4})
+        both = model("a", "one", "two", policy=2, preload=False)
+        repository = await opened(declared(both, model("b", "three", preload=False), memory_budget=8), loader)
+        await asked(repository, "a:1")
+        await asyncio.sleep(1)
+        await asked(repository, "b")
+        await repository.load("a")
+        assert states(repository, "a") == {1: "ready", 2: "ready"}
+        assert states(repository, "b") == {1: "declared"}
+        await repository.close()
+
+    play(scenario)
+
+
 def test_a_model_that_is_no_longer_declared_finishes_its_requests() -> None:
     async def scenario() -> None:
         loader = FakeLoader()
