@@ -11,7 +11,9 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Any
 
+from msgspec import Raw, json
 from msgspec.structs import replace
 
 from octavo.api.desk import Call
@@ -70,7 +72,20 @@ async def compare(call: Call, engine: Engine, pairs: Sequence[TextPair], reading
         return [_single(score) for score in scores]
     texts = list(dict.fromkeys(text for pair in pairs for text in pair))
     vectors = dict(zip(texts, await _pool(call, engine, texts, PoolingParams(), reading, param), strict=True))
-    return [cosine(vectors[first], vectors[second]) for first, second in pairs]
+    cosines: list[float] = []
+    for first, second in pairs:
+        cosines.append(cosine(vectors[first], vectors[second]))
+        await asyncio.sleep(0)  # a long list keeps nobody else waiting
+    return cosines
+
+
+async def written(vectors: Sequence[bytes]) -> list[Any]:
+    """The JSON of each one's numbers: all those of a long list as Python's own would take long, and much memory."""
+    texts = []
+    for vector in vectors:
+        texts.append(Raw(json.encode(floats(vector))))
+        await asyncio.sleep(0)
+    return texts
 
 
 async def _pool(
@@ -125,8 +140,6 @@ async def _run(call: Call, engine: Engine, jobs: Sequence[_Job], reading: Readin
                 vectors[job.index] = output.pooled
                 tally.cached_tokens += output.num_cached_tokens
                 tally.finish_reasons.append("stop")
-                if output.metrics is not None:
-                    tally.times[job.index] = output.metrics
                 if output.metrics is not None:
                     tally.times[job.index] = output.metrics
     return vectors

@@ -221,7 +221,8 @@ class Reading:
 
     def is_reasoning(self, end: int) -> bool:
         """Whether the character before this place, not beyond `offset`, is reasoning."""
-        return any(start < end <= stop for start, stop in reversed(self._reasoned))
+        start, stop = next((span for span in reversed(self._reasoned) if span[0] < end), (0, 0))
+        return start < end <= stop
 
     def feed(self, text: str) -> list[Piece]:
         self._text.feed(text)

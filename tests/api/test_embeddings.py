@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from array import array
 from base64 import b64decode
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from fake_engine import Client, FakeEngine, chat, completion
 
+from octavo.api import pooling
 from octavo.api.limits import POOLED_AT_ONCE, POOLED_TEXTS, Limits
 from octavo.errors import RequestFailed
 from octavo.plan import Ability
@@ -238,3 +240,40 @@ def test_what_it_cost_is_said_where_it_is_asked(path: str, fields: dict[str, Any
     assert "cost" not in Client().post(path, fields).json["usage"]
     cost = Client().post(path, {**fields, "include_cost": True}).json["usage"]["cost"]
     assert cost["compute_seconds"] >= 0
+
+
+def test_numbers_of_a_long_list_keep_nobody_else_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between any two vectors that are compared or written, others have their turn."""
+    turns = 0
+    seen: list[int] = []
+
+    def watched(function: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            seen.append(turns)
+            return function(*arguments)
+
+        return call
+
+    async def scenario(path: str, fields: dict[str, Any]) -> None:
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        ticking = asyncio.create_task(others())
+        data = json.dumps({"model": "fake-model", **fields}).encode()
+        reply = await Client().send("POST", path, data=data, headers={"content-type": "application/json"})
+        ticking.cancel()
+        assert reply.status == 200
+
+    monkeypatch.setattr(pooling, "cosine", watched(pooling.cosine))
+    monkeypatch.setattr(pooling, "floats", watched(pooling.floats))
+    for path, fields in (
+        ("/v1/embeddings", {"input": ["a", "b", "c"]}),
+        ("/api/embed", {"input": ["a", "b", "c"]}),
+        ("/v1/rerank", {"query": "a", "documents": ["a", "b", "c"]}),
+    ):
+        seen.clear()
+        asyncio.run(scenario(path, fields))
+        assert len(set(seen)) == 3, path

@@ -15,7 +15,7 @@ from octavo.api.ollama.types import (
     EmbedRequest,
 )
 from octavo.api.operation import Operation
-from octavo.api.pooling import Reading, embed
+from octavo.api.pooling import Reading, embed, written
 from octavo.api.wire import json_response
 from octavo.request import PoolingParams
 from octavo.vectors import floats
@@ -37,7 +37,7 @@ async def embed_texts(call: Call) -> Response:
     return json_response(
         EmbedAnswer(
             model=request.model,
-            embeddings=[floats(vector) for vector in vectors],
+            embeddings=await written(vectors),
             total_duration=spent["total_duration"],
             load_duration=spent["load_duration"],
             prompt_eval_count=call.tally.prompt_tokens,

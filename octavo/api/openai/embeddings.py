@@ -15,10 +15,9 @@ from octavo.api.openai.prompts import split_prompts
 from octavo.api.openai.types import INT_MAX, CacheSalt, Int32, MaxTokens, PoolingUsage, Prompt, Timeout
 from octavo.api.openai.usage import pooling_usage
 from octavo.api.operation import Operation
-from octavo.api.pooling import Reading, embed
+from octavo.api.pooling import Reading, embed, written
 from octavo.api.wire import json_response
 from octavo.request import PoolingParams
-from octavo.vectors import floats
 
 Truncate = Annotated[int, Meta(ge=-1, le=INT_MAX)]  # -1: to the longest that the model takes
 
@@ -70,11 +69,11 @@ async def embeddings(call: Call) -> Response:
         cache_salt=request.cache_salt,
     )
     vectors = await embed(call, served.engine, texts, params, reading)
-    written = _base64 if request.encoding_format == "base64" else floats
+    shown = list(map(_base64, vectors)) if request.encoding_format == "base64" else await written(vectors)
     answer = EmbeddingList(
         id=f"embd-{call.request_id}",
         created=int(time.time()),
-        data=[Embedding(index=index, embedding=written(vector)) for index, vector in enumerate(vectors)],
+        data=[Embedding(index=index, embedding=each) for index, each in enumerate(shown)],
         model=served.name,
         usage=pooling_usage(call.tally),
     )

@@ -48,7 +48,7 @@ def split_prompts(prompt: Prompt, param: str = "prompt", most: int = PROMPTS) ->
         message = f"Invalid '{param}': at most {most} {param}s in one request, not {len(prompts)}."
         raise InvalidRequest(message, param=param, code="array_above_max_length")
     if not all(prompts):
-        raise InvalidRequest(f"Invalid '{param}': a {param} must not be empty.", param=param, code="invalid_value")
+        raise InvalidRequest(f"Invalid '{param}': must not be empty.", param=param, code="invalid_value")
     return prompts
 
 
