@@ -258,8 +258,9 @@ class Repository:
 
     def _leave(self, life: Life) -> None:
         life.waiters -= 1
-        if not life.waiters and life.by_requests and life.state == "declared":
+        if not life.waiters and life.wanted and life.by_requests and life.state in ("declared", "draining"):
             life.wanted = False  # nobody is left who wants it
+            self._settle()  # others need not wait behind it any more
 
     # ------------------------------------------------------------------ what follows from how things are
 
@@ -470,6 +471,10 @@ class Repository:
         except (OctavoError, OSError) as error:
             if life.state == "declared":
                 self._fail(life, error if isinstance(error, OctavoError) else OctavoError(str(error)))
+        except Exception:  # one model's fault ends here
+            logger.exception("the size of %s could not be told", life)
+            if life.state == "declared":
+                self._fail(life, OctavoError("its size could not be told; see the log"))
         finally:
             del self._measuring[life]
         self._settle()

@@ -343,6 +343,63 @@ def test_who_waits_for_room_gets_it_in_the_end_though_all_others_are_busy() -> N
     play(scenario)
 
 
+def test_who_gives_up_waiting_for_a_model_that_makes_room_does_not_bring_it_back() -> None:
+    async def scenario() -> None:
+        loader = FakeLoader(sizes={"one": 5, "two": 5})
+        models = model("a", "one", preload=False), model("b", "two", preload=False)
+        repository = await opened(declared(*models, memory_budget=8), loader)
+        async with repository.lease("a", ""):
+            other = asyncio.create_task(asked(repository, "b"))
+            await asyncio.sleep(PATIENCE + 1)
+            assert states(repository, "a") == {1: "draining"}
+            again = asyncio.create_task(asked(repository, "a"))
+            await settled()
+            again.cancel()
+        assert await other == "two"
+        await asyncio.sleep(PATIENCE * 3)
+        assert [engine.source for engine in loader.engines] == ["one", "two"]
+        await repository.close()
+
+    play(scenario)
+
+
+def test_who_gives_up_waiting_for_room_lets_those_behind_go_on() -> None:
+    async def scenario() -> None:
+        loader = FakeLoader(sizes={"one": 5, "two": 8, "three": 2})
+        models = [
+            model(name, source, preload=False) for name, source in zip("abc", ("one", "two", "three"), strict=True)
+        ]
+        repository = await opened(declared(*models, memory_budget=8), loader)
+        async with repository.lease("a", ""):
+            first = asyncio.create_task(asked(repository, "b"))
+            await settled()
+            behind = asyncio.create_task(asked(repository, "c"))
+            await settled()
+            assert not behind.done()
+            first.cancel()
+            await settled()
+            assert behind.done()
+        await repository.close()
+
+    play(scenario)
+
+
+def test_a_size_that_cannot_be_told_leaves_nobody_waiting() -> None:
+    async def scenario() -> None:
+        loader = FakeLoader()
+        loader.measure = broken  # type: ignore[method-assign]
+        repository = await opened(declared(model("a", "one", preload=False), memory_budget=8), loader)
+        with pytest.raises(EngineDead):
+            await asked(repository, "a")
+        assert states(repository) == {1: "failed"}
+        await repository.close()
+
+    async def broken(_: EngineConfig) -> int:
+        raise ZeroDivisionError
+
+    play(scenario)
+
+
 def test_what_can_never_fit_is_said_at_once() -> None:
     async def scenario() -> None:
         loader = FakeLoader(sizes={"one": 5 << 30, "two": 3 << 30})
