@@ -37,6 +37,11 @@ class Compiling:
         self._waiting: dict[str, Request] = {}
         self._thread: threading.Thread | None = None
 
+    @property
+    def busy(self) -> bool:
+        """Whether somebody waits."""
+        return bool(self._waiting)
+
     def begin(self, request: Request) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, daemon=True)

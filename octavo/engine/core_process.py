@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 Message = ToCore | Compiled
 Inbox = SimpleQueue[Message | None]  # None: the API process is gone
+_SIGN_OF_LIFE = 0.1  # seconds; whoever watches takes a core that is silent for long for one that hangs
 
 
 def main(descriptor: int) -> None:
@@ -66,8 +67,15 @@ def run(core: EngineCore, link: FrameSocket[ToCore]) -> None:
     inbox: Inbox = SimpleQueue()
     threading.Thread(target=_listen, args=(link, inbox), daemon=True).start()
     compiling = Compiling(core.grammars, inbox.put) if core.grammars is not None else None
-    while (messages := _arrived(inbox, wait=not core.has_work)) is not None:
+    while (messages := _arrived(inbox, _wait(core, compiling))) is not None:
         turn(core, messages, link.send, compiling)
+
+
+def _wait(core: EngineCore, compiling: Compiling | None) -> float | None:
+    """Seconds to sleep unless something arrives. Who only waits for a grammar still says that it is alive."""
+    if core.has_work:
+        return 0.0
+    return _SIGN_OF_LIFE if compiling is not None and compiling.busy else None
 
 
 def turn(
@@ -119,11 +127,11 @@ def _listen(link: FrameSocket[ToCore], inbox: Inbox) -> None:
         inbox.put(None)
 
 
-def _arrived(inbox: Inbox, wait: bool) -> list[Message] | None:
-    """All that is there, waiting for the first if asked to; None once the API process is gone."""
+def _arrived(inbox: Inbox, wait: float | None) -> list[Message] | None:
+    """All that is there, waiting for the first so many seconds, or for ever; None once the API process is gone."""
     messages: list[Message] = []
     try:
-        while (message := inbox.get(block=wait and not messages)) is not None:
+        while (message := inbox.get(timeout=0.0 if messages else wait)) is not None:
             messages.append(message)
     except Empty:
         return messages

@@ -188,6 +188,7 @@ def follow(name: str, regex: str, **fields) -> Add:
 @pytest.fixture
 def gated():
     ours, theirs = socket.socketpair()
+    ours.settimeout(60)
     core = EngineCore(EngineConfig.of(), Obedient(), grammars=Gated())
     inside: FrameSocket[ToCore] = FrameSocket(theirs, ToCore)
     thread = threading.Thread(target=run, args=(core, inside))
@@ -212,6 +213,15 @@ def test_others_go_on_while_a_grammar_is_compiled(gated):
     assert (tokens, errors) == ({"slow": [*b"BC"]}, {})
     link.send(follow("again", "BC"))  # is compiled already
     assert collect(link, "again")[0] == {"again": [*b"BC"]}
+
+
+def test_who_does_nothing_but_wait_for_a_grammar_says_that_it_is_alive(gated):
+    link, grammars = gated
+    link.send(follow("slow", "A"))
+    for _ in range(4):
+        assert link.receive().step.outputs == []
+    grammars.gate.set()
+    assert collect(link, "slow")[0] == {"slow": [*b"A"]}
 
 
 def test_a_grammar_that_cannot_be_followed_is_its_callers_fault(gated):
