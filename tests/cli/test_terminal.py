@@ -50,6 +50,7 @@ def test_echo_is_off_inside_and_back_whatever_happens(terminal: int, error: type
 DYING = """
 import signal, sys
 from octavo.cli.terminal import without_echo
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever the tests were started with
 with without_echo():
     print("silent", flush=True)
     signal.pause()
@@ -63,7 +64,10 @@ def test_a_signal_restores_the_terminal_and_ends_the_program(terminal: int, numb
         assert program.stdout.readline() == b"silent\n"
         silent = not echoes(terminal)
         program.send_signal(number)
-        assert program.wait(20) == -number
+        try:
+            assert program.wait(20) == -number
+        finally:
+            program.kill()
     assert silent
     assert echoes(terminal)
 
