@@ -162,7 +162,7 @@ OPERATIONS = (
     _operation("POST", _MODEL + "/rollback", roll_back),
     _operation("PUT", _MODEL + "/traffic", set_traffic, takes=TrafficRequest),
     _operation("PUT", _MODEL + "/labels", set_labels, takes=LabelsRequest),
-    _operation("GET", "/v1/admin/models/{model}", show_status),
+    _operation("GET", _MODEL, show_status),
     _operation("POST", "/v2/repository/index", repository_index, gives=list[IndexEntry]),
     _operation("POST", "/v2/repository/models/{model:path}/load", repository_load, gives=Nothing),
     _operation("POST", "/v2/repository/models/{model:path}/unload", repository_unload, gives=Nothing),

@@ -131,7 +131,7 @@ def explain(message: str) -> InvalidRequest:
         kind, (bound, word) = ("integer" if reach["type"] == "int" else "decimal"), _BOUNDS[reach["sign"]]
         limit = reach["limit"].removesuffix(".0")
         return InvalidRequest(f"Invalid '{param}': must be {word} {limit}.", param=param, code=f"{kind}_{bound}_value")
-    what = "number out of range" if "out of range" in message else message.split(" - at ")[0]
+    what = "number out of range" if "out of range" in message else message.split(" - at ")[0][:200]
     if not param:
         return InvalidRequest(_BAD_JSON + f"{what}.")
     return InvalidRequest(f"Invalid '{param}': {what}.", param=param, code="invalid_value")

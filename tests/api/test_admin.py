@@ -82,6 +82,17 @@ def test_versions_are_loaded_unloaded_and_get_requests_as_they_are_told() -> Non
     play(scenario)
 
 
+def test_a_models_name_may_have_a_slash() -> None:
+    async def scenario(ask: Ask) -> None:
+        assert states(await ask("GET", f"{MODELS}/org/b")) == ["declared"]
+        refused = await ask("GET", f"{MODELS}/org/c")
+        assert (refused.status, refused.error["code"]) == (404, "model_not_found")
+        refused = await ask("PUT", f"{MODELS}/org/b/load")
+        assert refused.status == 405
+
+    play(scenario)
+
+
 def test_tritons_words() -> None:
     async def scenario(ask: Ask) -> None:
         index = (await ask("POST", "/v2/repository/index")).json

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 import tracemalloc
+from typing import Literal
 
 import pytest
 from msgspec import Struct
@@ -29,6 +30,18 @@ class Probe(Struct):
 
 
 seen: list[int] = []
+
+
+class Choice(Struct):
+    word: Literal["yes", "no"]
+
+
+def test_what_is_wrong_is_not_told_at_length() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        asyncio.run(decode(b'{"word": "%b"}' % (b"x" * MEGABYTE), Choice))
+    assert caught.value.param == "word"
+    assert "xxx" in caught.value.message
+    assert len(caught.value.message) < 300
 
 
 @pytest.mark.parametrize(("size", "inline"), [(1000, True), (256 * 2**10, True), (256 * 2**10 + 1, False)])

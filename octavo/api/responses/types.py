@@ -141,10 +141,10 @@ class ResponsesRequest(Struct, kw_only=True):
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
     service_tier: Name | None = None
-    prompt_cache_key: str | None = None
+    prompt_cache_key: Name | None = None
     prompt_cache_retention: Name | None = None
-    safety_identifier: str | None = None
-    user: str | None = None
+    safety_identifier: Name | None = None
+    user: Name | None = None
     seed: Int64 | None = None
     top_k: Annotated[int, Meta(ge=-1, le=INT_MAX)] | None = None
     min_p: Share | None = None
