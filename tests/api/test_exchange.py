@@ -79,7 +79,8 @@ def test_wrong_methods_name_the_right_one() -> None:
         assert isinstance(route, Route)
         path = route.path.replace("{model:path}", "m")
         for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "TRACE"):
-            if method not in (route.methods or ()):
+            named = method == "GET" and path.startswith("/v1/admin/models/")  # a model's, whose name has slashes
+            if method not in (route.methods or ()) and not named:
                 reply = client.request(method, path)
                 assert reply.status == 405
                 assert set((reply.header("allow") or "").split(", ")) == route.methods
