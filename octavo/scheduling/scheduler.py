@@ -12,7 +12,7 @@ from bisect import insort
 from octavo.config import SchedulerConfig
 from octavo.errors import ContextTooLong, Overloaded
 from octavo.plan import Row, RowResult, StepPlan, StepResult, fork_seed
-from octavo.request import Continuation, FinishReason, Logprobs, Output, Request
+from octavo.request import BACKGROUND, Continuation, FinishReason, Logprobs, Output, Request
 from octavo.scheduling import beam
 from octavo.scheduling.blocks import BlockPool
 from octavo.scheduling.policy import POLICIES
@@ -51,6 +51,7 @@ class Scheduler:
         self.refused_requests = self.refused_tokens = 0  # requests, because too many or too many tokens waited
         self.started: list[str] = []  # requests whose first tokens are in the latest plan
         self.preempted: list[str] = []  # requests that gave way in it, once for each of their sequences that did
+        self._crowded = False  # somebody found no place in the latest step
         self._policy = POLICIES[config.scheduling_policy]
         self._reserve = int(config.watermark * num_blocks)
         self._groups: dict[str, Group] = {}
@@ -130,6 +131,7 @@ class Scheduler:
         self.started.clear()
         self.preempted.clear()
         self._steps += 1
+        self._make_way()
         preempted = self._continue_running(plan)
         if not preempted:
             self._admit_waiting(plan)
@@ -140,6 +142,14 @@ class Scheduler:
         plan.removed.extend(self._removed)
         self._removed.clear()
         return plan
+
+    def _make_way(self) -> None:
+        """Work that nobody waits for gives its place to a request that found none in the step before."""
+        if self._crowded and self.waiting and self.running:
+            first, last = self.waiting[0], self.running[-1]
+            if _in_background(last) and not _in_background(first):
+                self._preempt(last)
+        self._crowded = False
 
     def _continue_running(self, plan: StepPlan) -> bool:
         """Rows for running sequences, in order; preempts from the end while blocks are short."""
@@ -176,6 +186,7 @@ class Scheduler:
             self._count_prefix(sequence)
             self._order_row(plan, sequence, count)
             budget -= count
+        self._crowded = budget > 0 and bool(self.waiting)
 
     def _share(self, sequence: Sequence, budget: int) -> int:
         if self.whole_prompts:
@@ -454,6 +465,10 @@ class Scheduler:
         self._ids += 1
         group.live.append(sequence)
         return sequence
+
+
+def _in_background(sequence: Sequence) -> bool:
+    return sequence.group.request.priority >= BACKGROUND
 
 
 def _order(sequence: Sequence) -> tuple[float, ...]:

@@ -161,6 +161,22 @@ def test_background_requests_go_behind_all_others(policy):
     assert order == ["one", "two", "batch"]
 
 
+@pytest.mark.parametrize("scarce", [{"max_num_seqs": 2}, {"num_blocks": 8, "prefix": False, "watermark": 0.0}])
+def test_background_requests_give_their_place_to_one_that_finds_none(scarce):
+    scheduler, model = make_scheduler(**scarce), make_model(scarce.get("num_blocks", 64))
+    for name in ("batch 1", "batch 2"):
+        scheduler.add(make_request(name, [1] * 8, max_tokens=20, seed=3, priority=BACKGROUND))
+    outputs = [output for _ in range(8) for output in step(scheduler, model)[1]]
+    assert len(scheduler.running) == 2
+    scheduler.add(make_request("caller", [1] * 12, max_tokens=2))
+    soon = [output for _ in range(4) for output in step(scheduler, model)[1]]
+    assert [output.request_id for output in soon if output.finish_reason] == ["caller"]
+    assert scheduler.preemptions
+    outputs += soon + run_to_end(scheduler, model)
+    for name in ("batch 1", "batch 2"):
+        assert texts(outputs)[name, 0] == expected([1] * 8, 3, 20, [])
+
+
 def test_preemption_takes_the_newest_and_resumes_it():
     scheduler, model = make_scheduler(num_blocks=8, prefix=False, watermark=0.0), make_model(8)
     for name in ("old", "new"):

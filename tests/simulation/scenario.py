@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from octavo.config import CacheConfig, EngineConfig, SchedulerConfig, SchedulingPolicy
 from octavo.engine.output import OutputKind
 from octavo.plan import Capacity
-from octavo.request import BeamSearchParams, SamplingParams
+from octavo.request import BACKGROUND, BeamSearchParams, SamplingParams
 from simulation.oracle import DEADLY, SPECIAL, VOCABULARY
 
 _WHOLE = 0.05  # share of seeds that simulate the whole service
@@ -85,6 +85,11 @@ class Ask(Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
     priority: int = 0
     kind: OutputKind = "delta"
     again: bool = False  # under the id of the last one who left, if there is one
+
+    @property
+    def level(self) -> int:
+        """The request's priority: the last of three is that of work that nobody waits for."""
+        return BACKGROUND if self.priority == 2 else self.priority
 
     def params(self, *, stop_token_ids: list[int]) -> SamplingParams:
         return SamplingParams(

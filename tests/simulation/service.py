@@ -460,7 +460,7 @@ def _as_request(request_id: str, ask: Ask, setup: Setup) -> Request:
         max_tokens=min(ask.max_tokens, room),
         seed=ask.seed,
         eos_token_ids=[_EOS],
-        priority=ask.priority,
+        priority=ask.level,
         cache_salt=ask.salt,
         beam=ask.search,
     )

@@ -208,7 +208,7 @@ def as_request(request_id: str, ask: Ask, now: float) -> Request:
         seed=ask.seed,
         eos_token_ids=ask.eos,
         arrival=now,
-        priority=ask.priority,
+        priority=ask.level,
         adapter=ask.adapter,
         cache_salt=ask.salt,
         beam=ask.search,
