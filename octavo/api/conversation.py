@@ -16,10 +16,10 @@ from msgspec.structs import replace
 from octavo.api.desk import Call
 from octavo.api.generation import Job, deltas
 from octavo.api.markup import Markup
-from octavo.api.openai.prompts import render_chat
+from octavo.api.openai.prompts import render_chat, tokens_of
 from octavo.api.openai.sampling import beam_params, check_common, check_room, sampling_params
 from octavo.api.openai.structured import field_name
-from octavo.api.openai.tools import tool_use
+from octavo.api.openai.tools import ToolUse, tool_use
 from octavo.api.openai.types import ChatRequest
 from octavo.api.parts import Choice, Message, Part, ToolCall, ToolCallPart
 from octavo.errors import InvalidRequest
@@ -53,22 +53,10 @@ class Turn:
         _check(request)
         tools = tool_use(request)
         call.deadline.shorten(request.timeout)
-        served = await call.model(request.model, request.user, task="generate")
-        engine = served.engine
-        if request.documents and "documents" not in (engine.chat_template.source or ""):
-            message = "Unsupported parameter: 'documents'. This model's chat template takes none."
-            raise InvalidRequest(message, param="documents", code="unsupported_parameter")
+        served, prompt = await _rendered(call, request, tools)
         with _field_names(request):
-            prompt = await render_chat(
-                engine,
-                request.messages,
-                add_generation_prompt=request.add_generation_prompt,
-                continue_final_message=request.continue_final_message,
-                template_kwargs=_template_kwargs(request),
-                tools=tools.shown if tools else (),
-            )
-            markup = Markup.of(engine, request, tools, prompt)
-            return cls(call, request, served, await _job(call, engine, request, prompt, markup), markup)
+            markup = Markup.of(served.engine, request, tools, prompt)
+            return cls(call, request, served, await _job(call, served.engine, request, prompt, markup), markup)
 
     def allow(self, max_tokens: int) -> None:
         """End the answer after so many tokens, which may be more than the context has room for."""
@@ -91,6 +79,30 @@ class Turn:
             async for part in parts:
                 messages[part.index].add(part)
         return messages
+
+
+async def count_tokens(call: Call, request: ChatRequest) -> int:
+    """How many tokens a conversation is, be it longer than the context. Raises as `Turn.prepare` does."""
+    served, prompt = await _rendered(call, request, tool_use(request))
+    return len(await tokens_of(served.engine, prompt, add_special_tokens=False, param="messages"))
+
+
+async def _rendered(call: Call, request: ChatRequest, tools: ToolUse | None) -> tuple[Served, str]:
+    """The model that is asked, this call's from now on, and the messages in its chat template."""
+    served = await call.model(request.model, request.user, task="generate")
+    engine = served.engine
+    if request.documents and "documents" not in (engine.chat_template.source or ""):
+        message = "Unsupported parameter: 'documents'. This model's chat template takes none."
+        raise InvalidRequest(message, param="documents", code="unsupported_parameter")
+    prompt = await render_chat(
+        engine,
+        request.messages,
+        add_generation_prompt=request.add_generation_prompt,
+        continue_final_message=request.continue_final_message,
+        template_kwargs=_template_kwargs(request),
+        tools=tools.shown if tools else (),
+    )
+    return served, prompt
 
 
 @contextmanager

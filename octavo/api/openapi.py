@@ -6,6 +6,7 @@ Nothing is told twice: what a document says of a body is what `wire.decode` chec
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Iterable, Sequence
@@ -39,9 +40,13 @@ _ERRORS = {
 def with_description(operations: Sequence[Operation]) -> tuple[Operation, ...]:
     """The operations, and one that describes them all, itself included."""
 
+    @functools.cache
+    def written() -> msgspec.Raw:  # once: it takes a while, in which nobody else is answered
+        return msgspec.Raw(msgspec.json.encode(document(described)))
+
     async def describe(_: Call) -> Response:
         """The API as an OpenAPI document."""
-        return json_response(document(described))
+        return json_response(written())
 
     described = (*operations, Operation(method="GET", path="/openapi.json", handler=describe, gives=dict[str, Any]))
     return described

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from octavo.api import limits
 from octavo.api.desk import Call
-from octavo.api.openai.prompts import render_chat
+from octavo.api.openai.prompts import render_chat, tokens_of
 from octavo.api.openai.tools import shown_tools
 from octavo.api.openai.types import CHAT_UNSUPPORTED, Messages, TemplateKwargs, TokenId, Tools
 from octavo.api.operation import Operation
@@ -56,11 +56,8 @@ async def tokenize(call: Call) -> Response:
     request = await call.read(TokenizeRequest, _UNSUPPORTED)
     engine = (await call.model(request.model)).engine
     text, special = await _text(engine, request)
-    if len(text) > limits.TOKENIZED_CHARACTERS:
-        param = "messages" if request.prompt is None else "prompt"
-        message = f"Invalid '{param}': must have at most {limits.TOKENIZED_CHARACTERS} characters."
-        raise InvalidRequest(message, param=param, code="string_above_max_length")
-    tokens = await asyncio.to_thread(engine.tokenizer.encode, text, special)  # be it longer than the context
+    param = "messages" if request.prompt is None else "prompt"
+    tokens = await tokens_of(engine, text, add_special_tokens=special, param=param)
     answer = TokenizeResponse(count=len(tokens), max_model_len=engine.max_model_len, tokens=tokens)
     if request.return_token_strs:
         answer.token_strs = [engine.tokenizer.token(token) for token in tokens]

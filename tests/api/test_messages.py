@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from octavo.api.limits import TOKENIZED_CHARACTERS
 from octavo.errors import RequestFailed
 
 PATH, COUNT = "/v1/messages", "/v1/messages/count_tokens"
@@ -212,6 +213,15 @@ def test_whatever_the_blocks_it_is_an_answer_or_the_callers_mistake(messages: An
 
 def client(port: int) -> anthropic.AsyncAnthropic:
     return anthropic.AsyncAnthropic(base_url=f"http://127.0.0.1:{port}", api_key="k", max_retries=0)
+
+
+def test_what_exceeds_the_context_is_counted_and_not_answered() -> None:
+    client = Client(FakeEngine(max_model_len=20))
+    messages = [{"role": "user", "content": "x" * 1000}]
+    assert client.post(COUNT, {"model": "fake-model", "messages": messages}).json == {"input_tokens": 1017}
+    assert client.post(PATH, {"model": "fake-model", "messages": messages, "max_tokens": 5}).status == 400
+    messages = [{"role": "user", "content": "x" * (TOKENIZED_CHARACTERS + 1)}]
+    assert client.post(COUNT, {"model": "fake-model", "messages": messages}).status == 400
 
 
 def test_anthropics_client_asks_streams_and_counts() -> None:

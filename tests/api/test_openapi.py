@@ -9,6 +9,7 @@ import jsonschema
 import pytest
 from fake_engine import Client, chat, completion
 
+from octavo.api import openapi
 from octavo.api.app import OPERATIONS
 from octavo.api.limits import Limits
 from octavo.config import ServerConfig
@@ -21,6 +22,13 @@ def document() -> dict[str, Any]:
     reply = Client().get("/openapi.json")
     assert reply.status == 200
     return reply.json
+
+
+def test_the_document_is_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes long enough to be felt by everybody else."""
+    first = Client().get("/openapi.json").body
+    monkeypatch.setattr(openapi, "document", lambda _: pytest.fail("written again"))
+    assert Client().get("/openapi.json").body == first
 
 
 def validate(document: dict[str, Any], schema: dict[str, Any], value: Any) -> None:

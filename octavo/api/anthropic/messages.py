@@ -7,6 +7,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from octavo.api import conversation
 from octavo.api.anthropic.answer import Answer
 from octavo.api.anthropic.request import NAMES, chat_request
 from octavo.api.anthropic.types import (
@@ -49,8 +50,7 @@ async def count_tokens(call: Call) -> Response:
     request = await call.read(CountTokensRequest, UNSUPPORTED)
     chat = chat_request(request)
     with fields_called(NAMES):
-        turn = await Turn.prepare(call, chat)
-    return json_response(TokenCount(input_tokens=len(turn.job.prompt_token_ids)))
+        return json_response(TokenCount(input_tokens=await conversation.count_tokens(call, chat)))
 
 
 _EVENTS: Any = MessageStart | Ping | BlockStart | BlockDelta | BlockStop | MessageDelta | MessageStop

@@ -12,7 +12,7 @@ from typing import Any
 from msgspec import UNSET
 
 from octavo.api import tool_prompt
-from octavo.api.limits import PROMPTS
+from octavo.api.limits import PROMPTS, TOKENIZED_CHARACTERS
 from octavo.api.openai.types import ChatMessage, ContentPart, Prompt, ToolCall
 from octavo.errors import InvalidRequest
 from octavo.face import ChatTemplate, Engine
@@ -50,6 +50,14 @@ def split_prompts(prompt: Prompt, param: str = "prompt", most: int = PROMPTS) ->
     if not all(prompts):
         raise InvalidRequest(f"Invalid '{param}': must not be empty.", param=param, code="invalid_value")
     return prompts
+
+
+async def tokens_of(engine: Engine, text: str, *, add_special_tokens: bool, param: str) -> list[int]:
+    """A text's tokens, be they more than the context has. Raises InvalidRequest, which names `param`."""
+    if len(text) > TOKENIZED_CHARACTERS:
+        message = f"Invalid '{param}': must have at most {TOKENIZED_CHARACTERS} characters."
+        raise InvalidRequest(message, param=param, code="string_above_max_length")
+    return await asyncio.to_thread(engine.tokenizer.encode, text, add_special_tokens)
 
 
 async def render_chat(
