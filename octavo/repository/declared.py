@@ -295,7 +295,7 @@ def read_folder(folder: Path, flags: RepositoryConfig, defaults: Mapping[str, An
     """
     try:
         entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-        found = {_model_name(path): _versions_in(path) for path in entries if path.is_dir() or path.suffix == ".gguf"}
+        found = {_model_name(path): _versions_in(path) for path in entries if path.is_dir() or _is_gguf(path)}
     except OSError as error:
         raise ConfigError(f"cannot read the folder of models {folder}: {error.strerror}") from None
     models = {
@@ -318,7 +318,11 @@ def read_folder(folder: Path, flags: RepositoryConfig, defaults: Mapping[str, An
 
 
 def _model_name(path: Path) -> str:
-    return path.stem if path.suffix == ".gguf" and path.is_file() else path.name
+    return path.stem if _is_gguf(path) else path.name
+
+
+def _is_gguf(path: Path) -> bool:
+    return path.suffix == ".gguf" and path.is_file()
 
 
 def _versions_in(path: Path) -> dict[int, Path]:

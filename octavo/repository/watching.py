@@ -41,10 +41,10 @@ class Watch:
                 take(declared)
 
     def look(self) -> Declared | None:
-        """The declaration, if there is another one. A folder that is being written to is left alone until it rests."""
+        """The declaration, if there is another one. What is being written is left alone until it rests."""
         state = _state(self._path)
         resting, self._seen = state == self._seen, state
-        if state == self._taken or not (resting or self._path.is_file()):
+        if state == self._taken or not resting:
             return None
         self._taken = state
         try:
@@ -81,7 +81,11 @@ def _entries(folder: Path, depth: int) -> Iterator[object]:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.name.startswith("."):
                 continue
-            yield entry.path, _stamp(entry.stat())
+            try:
+                stamp = _stamp(entry.stat())
+            except OSError:  # a link that leads nowhere, say: the rest is looked at all the same
+                stamp = None
+            yield entry.path, stamp
             if depth > 1 and entry.is_dir():
                 yield from _entries(Path(entry.path), depth - 1)
 

@@ -164,11 +164,13 @@ def test_a_file_is_read_again_when_it_changes_and_only_if_it_is_right(tmp_path, 
     watch = Watch(path, lambda: read_file(path, NO_FLAGS, {}))
     assert watch.look() is None
     path.write_text(MODEL + "[models.b]\nsource = 'y'\n")
+    assert watch.look() is None, "more may be written yet"
     changed = watch.look()
     assert changed is not None
     assert list(changed.models) == ["a", "b"]
     path.write_text(MODEL + "port = 3\n")
-    assert watch.look() is None
+    for _ in range(2):
+        assert watch.look() is None
     assert "the models stay as they were" in caplog.text
     assert "there is no 'port'" in caplog.text
     assert watch.look() is None
@@ -186,3 +188,16 @@ def test_a_folder_is_looked_into_when_it_has_come_to_rest(tmp_path) -> None:
     assert changed is not None
     assert list(changed.models["a"].versions) == [1, 2]
     assert watch.look() is None
+
+
+def test_a_link_that_leads_nowhere_hides_nothing_else(tmp_path) -> None:
+    make_model(tmp_path / "a" / "1")
+    (tmp_path / "a" / "1" / "lost").symlink_to("nowhere")
+    (tmp_path / "b.gguf").symlink_to("nowhere")
+    watch = Watch(tmp_path, lambda: read_folder(tmp_path, NO_FLAGS, {}))
+    assert list(watch.declared.models) == ["a"]
+    make_model(tmp_path / "a" / "2")
+    assert watch.look() is None
+    changed = watch.look()
+    assert changed is not None
+    assert list(changed.models["a"].versions) == [1, 2]
