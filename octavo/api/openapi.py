@@ -113,7 +113,7 @@ def _possible(each: Operation) -> Iterable[tuple[str, str]]:
     impossible = set()
     if each.takes is None:
         impossible |= {"408", "413", "415", "429"}
-        impossible |= {"400"} if each.queries is None else set()
+        impossible |= {"400"} if each.method == "GET" and each.queries is None else set()
     return ((status, why) for status, why in _ERRORS.items() if status not in impossible)
 
 

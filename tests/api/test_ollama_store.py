@@ -63,7 +63,7 @@ def test_a_pull_that_cannot_be_is_the_callers_mistake(tmp_path: Path, monkeypatc
     assert (reply.status, "is not on the hub" in reply.json["error"]) == (400, True)
     streamed = client(tmp_path).post(PULL, {"model": "org/name"})
     assert "is not on the hub" in lines(streamed.body)[-1]["error"]
-    assert not streamed.complete
+    assert streamed.complete
     assert client(tmp_path).post(PULL, {}).status == 400
 
 

@@ -9,13 +9,14 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from pathlib import Path
 
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from octavo.api.desk import Call
+from octavo.api.ollama.errors import OllamaError, ollama_error
 from octavo.api.ollama.request import model_name
 from octavo.api.ollama.types import DeleteRequest, PullProgress, PullRequest
 from octavo.api.operation import Operation
@@ -23,7 +24,7 @@ from octavo.api.stream import LINES, EventStream
 from octavo.api.wire import json_response, missing
 from octavo.checkpoint import Checkpoint, store
 from octavo.checkpoint.progress import Progress
-from octavo.errors import CheckpointError, InvalidRequest
+from octavo.errors import CheckpointError, InvalidRequest, OctavoError
 
 _HUBS = ("hf.co/", "huggingface.co/")  # how Ollama's users name what is there
 _TOLD_SECONDS = 0.25
@@ -84,7 +85,17 @@ async def pull(call: Call) -> ASGIApp:
     if request.stream is False:
         last = [told async for told in pulling.told()][-1]
         return json_response(last)
-    return await EventStream.open(pulling.told(), LINES)
+    return await EventStream.open(_with_failure(pulling.told()), LINES)
+
+
+async def _with_failure(told: AsyncGenerator[PullProgress, None]) -> AsyncGenerator[PullProgress | OllamaError, None]:
+    """A download that fails is a stream that ends with an error, as Ollama's: nothing that was told is wrong."""
+    async with aclosing(told):
+        try:
+            async for each in told:
+                yield each
+        except OctavoError as error:
+            yield ollama_error(error)
 
 
 async def delete(call: Call) -> Response:
@@ -126,7 +137,7 @@ OPERATIONS = (
         handler=pull,
         takes=PullRequest,
         gives=PullProgress,
-        events=PullProgress,
+        events=PullProgress | OllamaError,
         for_admins=True,
         any_media=True,
         without_effect={"insecure": "The hub is asked over TLS."},
