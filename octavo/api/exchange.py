@@ -113,10 +113,12 @@ class Endpoint:
             raise UnsupportedMedia("Compressed request bodies are not supported; send the body as it is.")
 
     def _call(self, tenant: Tenant, scope: Scope) -> Call:
+        limits = self.desk.limits
+        deadline = Deadline() if self.operation.for_admins else Deadline(limits.request_seconds, limits.queue_seconds)
         return Call(
             desk=self.desk,
             tenant=tenant,
-            deadline=Deadline(self.desk.limits.request_seconds, self.desk.limits.queue_seconds),
+            deadline=deadline,
             request_id=scope["state"]["request_id"],
             body=b"",
             path_params=scope.get("path_params", {}),

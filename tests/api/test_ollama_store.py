@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from fake_engine import Client, FakeEngine, chat
 from hub_copies import hub_copy, safetensors_files
 
+from octavo.api.limits import Limits
 from octavo.checkpoint import Checkpoint, store
 from octavo.checkpoint.progress import Progress, Report
 from octavo.config import EngineConfig, ServerConfig
@@ -113,6 +115,13 @@ def test_pulls_keep_nobody_else_waiting(tmp_path: Path, monkeypatch: pytest.Monk
         assert [pulled.status for pulled in await asyncio.gather(*pulls)] == [200, 200]
 
     asyncio.run(scenario())
+
+
+def test_a_pull_takes_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "pull", lambda *_, **__: time.sleep(0.3))
+    asked = Client(FakeEngine(step_seconds=1.0), limits=Limits(request_seconds=0.01))
+    assert asked.post("/v1/chat/completions", chat()).status == 408
+    assert asked.post(PULL, {"model": "org/name", "stream": False}).json == {"status": "success"}
 
 
 def test_a_model_is_removed_unless_it_is_served(tmp_path: Path) -> None:
