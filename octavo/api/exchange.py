@@ -113,18 +113,18 @@ class Endpoint:
             raise UnsupportedMedia("Compressed request bodies are not supported; send the body as it is.")
 
     def _call(self, tenant: Tenant, scope: Scope) -> Call:
-        limits = self.desk.limits
-        deadline = Deadline() if self.operation.for_admins else Deadline(limits.request_seconds, limits.queue_seconds)
+        limits, background = self.desk.limits, scope["state"].get("background", False)
+        deadline = Deadline(None if background else limits.request_seconds, limits.queue_seconds)
         return Call(
             desk=self.desk,
             tenant=tenant,
-            deadline=deadline,
+            deadline=Deadline() if self.operation.for_admins else deadline,
             request_id=scope["state"]["request_id"],
             body=b"",
             path_params=scope.get("path_params", {}),
             leases=AsyncExitStack(),
             query_string=scope.get("query_string", b""),
-            background=scope["state"].get("background", False),
+            background=background,
         )
 
     async def _answer(self, call: Call, scope: Scope, receive: Receive, answer: Answer) -> None:

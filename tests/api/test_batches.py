@@ -373,6 +373,22 @@ def test_lines_wait_for_room(tmp_path: Path) -> None:
     run(scenario, tmp_path / "data", key="secret", api_key_file=str(keys), batch_concurrency=8)
 
 
+def test_the_time_that_a_request_may_take_is_not_a_lines(tmp_path: Path) -> None:
+    """It waits behind everybody else for as long as its batch may."""
+    engine = FakeEngine(gate=asyncio.Event())
+
+    async def scenario(server: Server) -> None:
+        batch = await server.start(line(0))
+        while not engine.running:
+            await asyncio.sleep(0)
+        assert (await server.post(CHAT, chat())).status == 408
+        assert engine.gate is not None
+        engine.gate.set()
+        assert (await server.end(batch))["request_counts"] == {"total": 1, "completed": 1, "failed": 0}
+
+    run(scenario, tmp_path, engine, limits=Limits(request_seconds=0.05))
+
+
 def test_everyone_sees_only_their_own(tmp_path: Path) -> None:
     async def scenario(server: Server) -> None:
         batch = await server.end(await server.start(line(0)))
