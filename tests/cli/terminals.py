@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 _PATIENCE_S = 60.0  # before a program that says nothing is given up
+_AGAIN_S = 3.0  # before Ctrl-C is typed again: readline does not hear one between its prompt and its wait for keys
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,15 @@ def on_a_terminal(
         [command[0], "-c", begin, *command], stdin=slave, stdout=slave, stderr=slave, env=env, start_new_session=True
     )
     os.close(slave)
-    text, seen, steps = "", 0, list(script)
+    text, seen, steps, typed, silent = "", 0, list(script), "", 0.0
     try:
-        while select.select([master], [], [], _PATIENCE_S)[0]:
+        while silent < _PATIENCE_S:
+            if not select.select([master], [], [], _AGAIN_S)[0]:
+                silent += _AGAIN_S
+                if typed == "\x03":
+                    os.write(master, typed.encode())
+                continue
+            silent = 0.0
             try:
                 data = os.read(master, 65536)
             except OSError:  # its last reader left
@@ -49,7 +56,8 @@ def on_a_terminal(
             text += data.decode(errors="replace")
             while steps and (place := text.find(steps[0][0], seen)) >= 0:
                 seen = place + len(steps[0][0])
-                os.write(master, steps.pop(0)[1].encode())
+                typed = steps.pop(0)[1]
+                os.write(master, typed.encode())
         return Shown(program.wait(_PATIENCE_S), text)
     finally:
         program.kill()

@@ -265,7 +265,7 @@ async def start(config):
     await asyncio.to_thread(download)
 
 AsyncLLMEngine.start = start
-raise SystemExit(main(["run", "Hi"]))
+raise SystemExit(main(["run", "--local", "Hi"]))
 """
 
 

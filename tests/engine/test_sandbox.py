@@ -51,7 +51,7 @@ def test_the_time_is_seen_after_each_slow_call() -> None:
     template, began = BoundedSandbox().from_string(source), time.thread_time()
     with pytest.raises(TemplateError, match="takes longer than"):
         render(template, {})
-    assert time.thread_time() - began < 0.5, "all of these calls take longer"
+    assert time.thread_time() - began < 1.0, "all of these calls take longer"
 
 
 def test_lists_are_summed_in_linear_time() -> None:
