@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import ollama
 import pytest
-from fake_engine import Client, FakeEngine
+from fake_engine import ByteTokenizer, Client, FakeEngine
 from fake_server import run, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from octavo.api.conversation import Part, ToolCallPart
+from octavo.api.desk import Tally
+from octavo.api.ollama.answer import Clock, Telling, chat_answer
 from octavo.api.ollama.request import seconds
+from octavo.api.ollama.types import ChatAnswer, CommonFields
 from octavo.config import ServerConfig
 from octavo.errors import InvalidRequest, RequestFailed
 
@@ -148,6 +154,24 @@ def test_where_admins_have_a_port_of_their_own_nobody_unloads_on_the_other() -> 
     reply = client.post(CHAT, {"model": "fake-model", "keep_alive": 0})
     assert (reply.status, client.models.unloaded) == (403, [])
     assert client.post(CHAT, {"model": "fake-model"}).json["done_reason"] == "load"
+
+
+def test_arguments_that_are_no_object_are_told_in_their_place() -> None:
+    """Before what is said after them, however the answer was cut into parts."""
+
+    async def parts() -> AsyncIterator[Part]:
+        yield Part(index=0, tool_calls=[ToolCallPart(index=0, id="call_1", name="f", arguments="[1")])
+        yield Part(index=0, content=" and on", finish_reason="stop")
+
+    async def scenario() -> str:
+        call: Any = SimpleNamespace(tally=Tally())
+        request = CommonFields(model="m")
+        telling = Telling(call, request, parts(), ByteTokenizer(), chat_answer, Clock())
+        answer = await telling.whole()
+        assert isinstance(answer, ChatAnswer)
+        return answer.message.content
+
+    assert asyncio.run(scenario()) == "[1 and on"
 
 
 def test_plain_curl_is_understood() -> None:

@@ -137,10 +137,15 @@ class Telling:
                 yield self._of_part(part)
 
     def _of_part(self, part: Part) -> Said:
-        said = Said(content=part.content, thinking=part.reasoning, logprobs=self._logprobs(part))
+        said = Said(logprobs=self._logprobs(part))
         for change in self._segments.add(part):
-            if change.kind == "close" and change.segment.kind == "tool_call":
-                self._add_call(said, change.segment)
+            match change.kind, change.segment.kind:
+                case "grow", "text":
+                    said.content += change.text
+                case "grow", "reasoning":
+                    said.thinking += change.text
+                case "close", "tool_call":
+                    self._add_call(said, change.segment)
         return said
 
     def _add_call(self, said: Said, segment: Segment) -> None:
