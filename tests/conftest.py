@@ -1,13 +1,17 @@
-"""What every test may use: the real models, fetched once into the cache as a user's first start would."""
+"""What every test may use: no limit of time for examples, and the real models, fetched once into the cache as a user's first start would."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
 
 from octavo import env
 from octavo.checkpoint import Checkpoint, resolve
 from octavo.config import ModelConfig
 from octavo.errors import CheckpointError
+
+settings.register_profile("octavo", deadline=None)  # a busy machine is no failure
+settings.load_profile("octavo")
 
 
 def real_model(name: str | None) -> Checkpoint:
