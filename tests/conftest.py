@@ -1,4 +1,4 @@
-"""What every test may use: no limit of time for examples, and the real models, fetched once into the cache as a user's first start would."""
+"""For every test: no limit of time, and the real models, fetched once into the cache as a first start would."""
 
 from __future__ import annotations
 
