@@ -1,7 +1,7 @@
 """How much memory a model will take, before it is loaded: weights, KV cache, and what a process takes by itself.
 
-An estimate from files and configuration, meant to be a little high: what is packed stays packed, and a cache that was
-not sized is counted with what it may grow to.
+An estimate from headers and configuration, meant to be a little high: what is packed stays packed unless the
+configuration says otherwise, and a cache that was not sized is counted with what it may grow to.
 """
 
 from __future__ import annotations
@@ -9,28 +9,34 @@ from __future__ import annotations
 from typing import Any
 
 from octavo.checkpoint import Checkpoint
+from octavo.checkpoint.description import tensor_table
 from octavo.config import EngineConfig
 
 _PROCESS = 320 << 20  # an engine process without a model
 _CACHE = 1 << 30  # on a CPU, unless one context needs more
-_KEPT = 2  # bytes of a number in the cache, in 16 bits
 
 
 def estimate(config: EngineConfig, checkpoint: Checkpoint) -> int:
-    """Bytes."""
-    return _PROCESS + _weights(checkpoint) + _cache(config, checkpoint.config)
+    """Bytes. Raises OctavoError for files that contradict themselves, or OSError."""
+    return _PROCESS + _weights(config, checkpoint) + _cache(config, checkpoint.config)
 
 
-def _weights(checkpoint: Checkpoint) -> int:
+def _weights(config: EngineConfig, checkpoint: Checkpoint) -> int:
     if checkpoint.format == "dummy":
         return 0
-    if checkpoint.path.is_file():
-        return checkpoint.path.stat().st_size
-    return sum(path.stat().st_size for path in checkpoint.path.glob("*.safetensors"))
+    tensors = tensor_table(checkpoint)
+    stored = sum(tensor.nbytes for tensor in tensors)
+    unpacked = config.model.dtype == "float32" or config.execution.device.startswith("cuda")
+    return max(stored, sum(tensor.values for tensor in tensors) * _number_bytes(config)) if unpacked else stored
+
+
+def _number_bytes(config: EngineConfig) -> int:
+    """Of a number that is not packed."""
+    return 4 if config.model.dtype == "float32" else 2
 
 
 def _cache(config: EngineConfig, model: dict[str, Any]) -> int:
-    token = _token_bytes(model)
+    token = _token_numbers(model) * _number_bytes(config)
     if config.cache.num_gpu_blocks_override is not None:
         return config.cache.num_gpu_blocks_override * config.cache.block_size * token
     if config.cache.kv_cache_memory is not None:
@@ -40,12 +46,12 @@ def _cache(config: EngineConfig, model: dict[str, Any]) -> int:
     return max(_CACHE, context * token)
 
 
-def _token_bytes(model: dict[str, Any]) -> int:
+def _token_numbers(model: dict[str, Any]) -> int:
     """Of keys and values for one token, in all layers."""
     heads = _whole(model, "num_attention_heads", 1)
     size = _whole(model, "head_dim", _whole(model, "hidden_size", 0) // heads)
     layers = _whole(model, "num_hidden_layers", 0)
-    return 2 * layers * _whole(model, "num_key_value_heads", heads) * size * _KEPT
+    return 2 * layers * _whole(model, "num_key_value_heads", heads) * size
 
 
 def _whole(model: dict[str, Any], name: str, default: int) -> int:

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Protocol
 
-from octavo.checkpoint import Checkpoint, resolve
+from octavo.checkpoint import resolve
 from octavo.config import EngineConfig
 from octavo.engine.async_engine import QUEUED_REQUESTS, AsyncLLMEngine
 from octavo.errors import (
@@ -26,7 +26,7 @@ from octavo.errors import (
     OctavoError,
     Overloaded,
 )
-from octavo.face import Engine, Known, ModelStatus, Served, State
+from octavo.face import Known, ModelStatus, Served, State
 from octavo.repository.declared import Declared
 from octavo.repository.lifecycle import PATIENCE, Life, OwnEngine, Room, least_missed
 from octavo.repository.memory import estimate
@@ -56,10 +56,6 @@ class Loader(Protocol):
         """Bytes that the model will take. Raises OctavoError."""
         ...
 
-    def size(self, engine: Engine) -> int:
-        """The same of one that is loaded."""
-        ...
-
     async def start(self, config: EngineConfig, version: int) -> OwnEngine:
         """Returns while it still loads. Raises OctavoError."""
         ...
@@ -70,10 +66,6 @@ class EngineLoader:
 
     async def measure(self, config: EngineConfig) -> int:
         return await asyncio.to_thread(lambda: estimate(config, resolve(config.model)))
-
-    def size(self, engine: Engine) -> int:
-        assert isinstance(engine.checkpoint, Checkpoint)
-        return estimate(engine.config, engine.checkpoint)
 
     async def start(self, config: EngineConfig, version: int) -> OwnEngine:
         return await AsyncLLMEngine.start(config, version)
@@ -510,7 +502,7 @@ class Repository:
         assert life.engine is not None
         life.max_model_len = life.engine.max_model_len
         if life.needs is None:
-            life.needs = self._loader.size(life.engine)
+            self._measure(life)  # for who asks, and for a budget that may yet be declared
         self._enter(life, "ready")
         logger.info("%s is ready", life.model if self.declared.only else life)
         self._settle()

@@ -69,7 +69,7 @@ def served(
             async def start(self, config: EngineConfig, version: int) -> StartedEngine:
                 return engine
 
-            def size(self, engine: StartedEngine) -> int:
+            async def measure(self, config: EngineConfig) -> int:
                 return 0
 
         declared = of_flags(EngineConfig.of(served_model_name="fake-model"))

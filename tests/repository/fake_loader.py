@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Any
 
 from octavo.config import EngineConfig
 from octavo.errors import CheckpointError, EngineDead, OctavoError
@@ -85,9 +84,6 @@ class FakeLoader:
     async def measure(self, config: EngineConfig) -> int:
         await asyncio.sleep(0)
         return self._size(config)
-
-    def size(self, engine: Any) -> int:
-        return self._size(engine.config)
 
     def _size(self, config: EngineConfig) -> int:
         return self.sizes.get(str(config.model.model), 1)
