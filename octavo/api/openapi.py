@@ -34,6 +34,7 @@ _ERRORS = {
     "429": "The key's share is used up; see Retry-After.",
     "500": "The server failed; its log has the details.",
     "503": "There is no room now, or the model is loading; see Retry-After.",
+    "507": "The disk is full.",
 }
 
 
@@ -114,6 +115,8 @@ def _possible(each: Operation) -> Iterable[tuple[str, str]]:
     if each.takes is None:
         impossible |= {"408", "413", "415", "429"}
         impossible |= {"400"} if each.method == "GET" and each.queries is None else set()
+    if each.media == "application/json":
+        impossible.add("507")
     return ((status, why) for status, why in _ERRORS.items() if status not in impossible)
 
 

@@ -24,6 +24,11 @@ def document() -> dict[str, Any]:
     return reply.json
 
 
+def test_a_disk_is_filled_by_files_only(document: dict[str, Any]) -> None:
+    assert "507" in document["paths"]["/v1/files"]["post"]["responses"]
+    assert "507" not in document["paths"]["/v1/chat/completions"]["post"]["responses"]
+
+
 def test_the_document_is_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes long enough to be felt by everybody else."""
     first = Client().get("/openapi.json").body
