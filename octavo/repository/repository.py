@@ -389,6 +389,7 @@ class Repository:
         finally:
             for life in lives:
                 life.waiters -= 1
+            self._settle()  # from now on it may be idle
         return status(model, self._now, time.time())
 
     async def _all_ready(self, name: str, lives: Sequence[Life]) -> None:

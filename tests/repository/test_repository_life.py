@@ -558,6 +558,19 @@ def test_versions_that_are_loaded_together_do_not_make_room_for_each_other() -> 
     play(scenario)
 
 
+def test_what_an_operator_loads_and_nobody_uses_goes_after_its_time() -> None:
+    async def scenario() -> None:
+        repository = await opened(declared(model("a", "one", preload=False, keep_alive=30.0)), FakeLoader())
+        assert (await repository.load("a")).state == "ready"
+        await asyncio.sleep(29)
+        assert states(repository) == {1: "ready"}
+        await asyncio.sleep(2)
+        assert states(repository) == {1: "declared"}
+        await repository.close()
+
+    play(scenario)
+
+
 def test_a_model_that_is_no_longer_declared_finishes_its_requests() -> None:
     async def scenario() -> None:
         loader = FakeLoader()
