@@ -560,7 +560,9 @@ def test_versions_that_are_loaded_together_do_not_make_room_for_each_other() -> 
 
 def test_what_an_operator_loads_and_nobody_uses_goes_after_its_time() -> None:
     async def scenario() -> None:
-        repository = await opened(declared(model("a", "one", preload=False, keep_alive=30.0)), FakeLoader())
+        repository = await opened(
+            declared(model("a", "one", preload=False, keep_alive=30.0), memory_budget=8), FakeLoader()
+        )
         assert (await repository.load("a")).state == "ready"
         await asyncio.sleep(29)
         assert states(repository) == {1: "ready"}
