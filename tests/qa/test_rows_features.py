@@ -152,7 +152,7 @@ def test_row_67_clients_that_never_read(server: QaServer) -> None:
 ADMIN = [
     "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/sleep", "/wake_up", "/pause", "/resume", "/start_profile",
     "/stop_profile", "/update_weights", "/update_weights_from_disk", "/collective_rpc", "/server_info", "/invocations",
-    "/pooling", "/score", "/reset_prefix_cache", "/flush_cache", "/shutdown", "/docs", "/openapi.json",
+    "/pooling", "/reset_prefix_cache", "/flush_cache", "/shutdown", "/docs",
 ]  # fmt: skip
 
 
