@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -177,9 +178,11 @@ def _elsewhere(request: Request) -> str:
     bare = path.rstrip("/")
     while bare.startswith("/v1/"):
         bare = bare.removeprefix("/v1")
-    for route in request.app.routes:
-        if isinstance(route, Route) and route.path != "/" and route.path in (bare, "/v1" + bare):
-            methods = route.methods or {"GET"}
-            method = request.method if request.method in methods else min(methods)
-            return f"; did you mean {method} {route.path}?"
-    return ""
+    routes = {route.path: route for route in request.app.routes if isinstance(route, Route) and route.path != "/"}
+    meant = next((each for each in (bare, "/v1" + bare) if each in routes), None)
+    if meant is None:
+        meant = next(iter(get_close_matches(path[:200], routes, n=1, cutoff=0.85)), None)
+    if meant is None:
+        return ""
+    methods = routes[meant].methods or {"GET"}
+    return f"; did you mean {request.method if request.method in methods else min(methods)} {meant}?"

@@ -21,7 +21,10 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("name", metavar="NAME", help="whose key it is: letters, digits and . _ @ -")
     parser.add_argument("--file", required=True, metavar="FILE", help="file of keys; made if there is none")
     parser.add_argument(
-        "--role", choices=("user", "admin"), default="user", help="admins may also read /metrics (default: %(default)s)"
+        "--role",
+        choices=("user", "admin"),
+        default="user",
+        help="admins may also look after models (default: %(default)s)",
     )
     for flag, most in (
         ("--requests-per-minute", "requests a minute"),

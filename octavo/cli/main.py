@@ -16,7 +16,7 @@ from octavo.cli.flags import Parser, suggestion
 from octavo.errors import OctavoError
 
 VERBS = {
-    "serve": ("serve", "serve a model over HTTP with OpenAI's API"),
+    "serve": ("serve", "serve models over HTTP with OpenAI's, Anthropic's and Ollama's APIs"),
     "run": ("run", "answer one prompt"),
     "chat": ("chat", "talk to a model in the terminal"),
     "pull": ("pull", "fetch a model"),

@@ -14,7 +14,7 @@ from octavo.errors import ConfigError
 
 USAGE = "[MODEL] [flags]"
 DESCRIPTION = """\
-Serve a model over HTTP with OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models and more.
+Serve models over HTTP with OpenAI's, Anthropic's and Ollama's APIs, and a page at /.
 
   octavo serve                                  the embedded SmolLM2-135M-Instruct
   octavo serve Qwen/Qwen2.5-0.5B-Instruct       from the Hugging Face hub

@@ -64,6 +64,7 @@ def test_unknown_paths(path: str) -> None:
         ("/v1/v1/completions", "POST /v1/completions"),
         ("/models", "GET /v1/models"),
         ("/v1/tokenize", "POST /tokenize"),
+        ("/v1/chat/completion", "POST /v1/chat/completions"),
     ],
 )
 def test_a_path_that_is_nearly_one_names_it(path: str, meant: str) -> None:
