@@ -79,6 +79,9 @@ def mixed() -> st.SearchStrategy[str]:
     return st.lists(st.sampled_from([*marks, *scraps, *words]) | st.text(max_size=5), max_size=12).map("".join)
 
 
+DROPS_MARKS = {"deepseek_v3", "kimi_k2", "openai", "pythonic"}  # those around calls, also where there is none
+
+
 @settings(max_examples=150, deadline=None)
 @given(text=mixed(), data=st.data())
 @pytest.mark.parametrize("name", NAMES)
@@ -87,9 +90,8 @@ def test_any_text_read_in_any_pieces_says_the_same(name: str, text: str, data: s
     assert read(name, *text) == whole
     places = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
     assert read(name, *(text[start:end] for start, end in zip([0, *places], [*places, None], strict=True))) == whole
-    if not whole[2] and name != "openai":
-        content_marks = {"deepseek_v3", "kimi_k2", "pythonic"}  # these drop their marks around calls
-        assert whole[0] == text or name in content_marks
+    if not whole[2] and name not in DROPS_MARKS:
+        assert whole[0] == text
     for _, arguments in whole[2]:
         arguments.encode()
 
@@ -110,6 +112,13 @@ def test_any_text_read_in_any_pieces_says_the_same(name: str, text: str, data: s
 )
 def test_what_is_no_call_stays_as_it_is(name: str, text: str) -> None:
     assert read(name, *text) == (text, "", [])
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - DROPS_MARKS))
+def test_a_mark_that_begins_no_call_stays_as_it_is(name: str) -> None:
+    for mark in {mark for each in NAMES for mark in tool_format(each).markers}:
+        for text in (mark, mark + mark, mark + " ", f"{mark},"):
+            assert read(name, *text) == (text, "", [])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -32,7 +32,10 @@ class Mistral:
         if (yield from text.peek()) in ("[", "{"):
             yield from json_calls(text)
             return
-        while name := (yield from text.while_in(_NAME)):
+        name = yield from text.while_in(_NAME)
+        if not name:
+            raise NotACall
+        while name:
             if (yield from text.take(_ID)):
                 yield from text.while_in(_NAME)
             yield from text.take(_ARGUMENTS)
@@ -46,6 +49,7 @@ class Mistral:
             yield from text.space()
             yield from text.take(",")
             yield from text.space()
+            name = yield from text.while_in(_NAME)
 
 
 FORMATS = {"mistral": Mistral()}
