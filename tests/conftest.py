@@ -1,6 +1,12 @@
-"""For every test: no limit of time, and the real models, fetched once into the cache as a first start would."""
+"""For every test: no limit of time, and the real models, fetched once into the cache as a first start would.
+
+Where there is no GPU, Triton kernels are interpreted, on tensors of the CPU: triton looks for the wish when imported.
+"""
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -9,6 +15,18 @@ from octavo import env
 from octavo.checkpoint import Checkpoint, resolve
 from octavo.config import ModelConfig
 from octavo.errors import CheckpointError
+
+
+def gpu_present() -> bool:
+    if not any(Path(driver).exists() for driver in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")):
+        return False  # without a second spent on importing torch
+    import torch
+
+    return torch.cuda.is_available()
+
+
+if not gpu_present():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 settings.register_profile("octavo", deadline=None)  # a busy machine is no failure
 settings.load_profile("octavo")

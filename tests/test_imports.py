@@ -166,3 +166,15 @@ def test_only_declared_dependencies_are_imported() -> None:
 def test_importing_loads_no_torch(module: str) -> None:
     program = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
+
+
+def test_triton_waits_for_a_gpu() -> None:
+    """Only `kernels.triton` imports it, and nothing imports that before there is a tensor on a GPU."""
+    home = "octavo.kernels.triton"
+    wrong = [
+        str(found)
+        for found in IMPORTS
+        if not found.module.startswith(home)
+        and (found.target.split(".")[0] == "triton" or (found.target.startswith(home) and not found.late))
+    ]
+    assert not wrong, "\n".join(wrong)

@@ -63,7 +63,8 @@ def test_constraints_pin_every_dependency() -> None:
     wanted += [requirement for extra in project["optional-dependencies"].values() for requirement in extra]
     lines = (ROOT / "constraints.txt").read_text().split()
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines), "exact versions, without local suffix"
-    assert {requirement_name(requirement) for requirement in wanted} <= {requirement_name(line) for line in lines}
+    names = {requirement_name(requirement) for requirement in wanted} - {"triton"}  # torch's to choose
+    assert names <= {requirement_name(line) for line in lines}
 
 
 def test_readme_lists_every_folder() -> None:

@@ -8,6 +8,8 @@ Callers vouch for shapes and dtypes: these functions assert little and check no 
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -19,7 +21,7 @@ from octavo.kernels.packed import PackedMatrix
 
 
 class Kernels(Protocol):
-    """What an implementation provides: `reference` in plain torch for any device, `cpu` compiled."""
+    """What an implementation provides: `reference` in plain torch for any device, `cpu` compiled, `triton` for GPUs."""
 
     def linear(self, x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, full_precision: bool) -> Tensor: ...
     def quantized_linear(
@@ -68,7 +70,23 @@ def kernels_for(x: Tensor) -> Kernels:
     """The one `if`. Tensors that record a program bring the kernels that write it."""
     if type(x) is not Tensor:
         return x.kernels  # type: ignore[attr-defined,no-any-return]
+    if x.is_cuda:  # AMD's too
+        return gpu_kernels()
     return cpu.compiled if x.is_cpu and cpu.available() else reference
+
+
+@cache
+def gpu_kernels() -> Kernels:
+    """Triton's; plain torch where there is no triton, and a word about it."""
+    try:
+        from octavo.kernels.triton import kernels
+    except ImportError as error:
+        logging.getLogger(__name__).warning(
+            "no triton (%s): running on plain torch, several times slower; torch's builds for GPUs bring it along",
+            error,
+        )
+        return reference
+    return kernels
 
 
 def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, full_precision: bool = False) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 
 import pytest
 import torch
@@ -178,8 +179,29 @@ def test_missing_kernels_are_reported_once(
     assert "octavo again" in caplog.text
 
 
-def test_tensors_off_the_cpu_use_plain_torch() -> None:
+def test_tensors_on_no_device_use_plain_torch() -> None:
     assert ops.kernels_for(torch.empty(1, device="meta")) is reference
+
+
+def test_gpus_get_plain_torch_where_there_is_no_triton(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for module in [name for name in sys.modules if name.startswith("octavo.kernels.triton")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    ops.gpu_kernels.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            assert ops.gpu_kernels() is ops.gpu_kernels() is reference
+    finally:
+        ops.gpu_kernels.cache_clear()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "no triton" in caplog.text
+
+
+def test_gpus_get_tritons_kernels() -> None:
+    pytest.importorskip("triton.language")
+    assert ops.gpu_kernels().rms_norm.__module__ == "octavo.kernels.triton.norm"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

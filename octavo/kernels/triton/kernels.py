@@ -1,0 +1,41 @@
+"""What `ops` calls for tensors on a GPU: the launchers of this package, torch's own where they are better.
+
+Satisfies `ops.Kernels` as a module, as `reference` does. What has no kernel yet comes from `reference`.
+"""
+
+from __future__ import annotations
+
+from octavo.kernels.reference import (
+    gelu,
+    gelu_tanh,
+    gelu_tanh_mul,
+    linear,
+    paged_attention,
+    quantized_embedding,
+    quantized_linear,
+    relu,
+    rotary,
+    sample,
+    silu_mul,
+    write_kv,
+)
+from octavo.kernels.triton.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+
+__all__ = [
+    "add_layer_norm",
+    "add_rms_norm",
+    "gelu",
+    "gelu_tanh",
+    "gelu_tanh_mul",
+    "layer_norm",
+    "linear",
+    "paged_attention",
+    "quantized_embedding",
+    "quantized_linear",
+    "relu",
+    "rms_norm",
+    "rotary",
+    "sample",
+    "silu_mul",
+    "write_kv",
+]
