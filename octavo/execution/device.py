@@ -1,0 +1,137 @@
+"""The seam to an accelerator: what the workshop asks of it beside torch's own operations, and how CUDA and HIP do it.
+
+Everything is enqueued on one stream, the current one: what was enqueued earlier has happened before what is enqueued
+later, so that steps need no locks, and a buffer on the device may be written again as soon as its readers are enqueued.
+Only the host has to wait, by an event, before it reads what a copy brought or writes to what a copy still reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor, dtype
+
+from octavo.errors import ConfigError
+
+_OLDEST = (8, 0)  # compute capability of NVIDIA's first GPUs that multiply bfloat16
+
+
+class Event(Protocol):
+    """A place in the stream. A new one lies before everything."""
+
+    def record(self) -> None:
+        """Move it to after what has been enqueued so far."""
+
+    def query(self) -> bool:
+        """Whether the device has passed it."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until the device has passed it."""
+
+
+class Graph(Protocol):
+    def replay(self) -> None:
+        """Enqueue again what was captured: the same operations on the same memory."""
+
+
+class Device(Protocol):
+    torch: torch.device
+    multiprocessors: int
+    fp8: bool  # whether it multiplies 8-bit floats
+
+    def pinned(self, shape: tuple[int, ...], type_: dtype) -> Tensor:
+        """Host memory that `copy_(…, non_blocking=True)` reaches without waiting. Its content is undefined."""
+        ...
+
+    def event(self) -> Event: ...
+
+    def capture(self, run: Callable[[], None]) -> Graph:
+        """What `run` enqueues, without executing it. It must have run once before, and may neither wait nor look at
+        a value; what it allocates lies in a pool of all captured graphs, so no result but those that it copied to
+        memory from outside outlives the next replay."""
+        ...
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes free and in all, whoever uses the rest."""
+        ...
+
+    def peak(self) -> int:
+        """Most bytes of tensors at a time since `reset_peak`."""
+        ...
+
+    def reset_peak(self) -> None: ...
+
+    def empty_cache(self) -> None:
+        """Give back what torch keeps for tensors to come."""
+
+    def synchronize(self) -> None:
+        """Wait for everything enqueued."""
+
+
+class CudaDevice:
+    """Raises ConfigError for a GPU that cannot be used, with what to do about it."""
+
+    def __init__(self, device: torch.device) -> None:
+        assert device.type == "cuda"
+        self.torch = torch.device("cuda", device.index or 0)
+        try:
+            torch.cuda.set_device(self.torch)
+            torch.ones(1, device=self.torch).add_(1).cpu()  # starts the driver, and tries a kernel
+            properties = torch.cuda.get_device_properties(self.torch)
+        except RuntimeError as error:  # torch has no narrower one
+            raise ConfigError(_unusable(self.torch, str(error))) from None
+        capability = (properties.major, properties.minor)
+        amd = torch.version.hip is not None
+        if not amd and capability < _OLDEST:
+            raise ConfigError(
+                f"{properties.name} has compute capability {capability[0]}.{capability[1]}; octavo needs 8.0 or newer "
+                "(Ampere and later). Use another GPU, or --device cpu"
+            )
+        self.multiprocessors = properties.multi_processor_count
+        self.fp8 = capability >= ((9, 4) if amd else (8, 9))
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def pinned(self, shape: tuple[int, ...], type_: dtype) -> Tensor:
+        return torch.empty(shape, dtype=type_, pin_memory=True)
+
+    def event(self) -> Event:
+        return torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+    def capture(self, run: Callable[[], None]) -> Graph:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            run()
+        return graph
+
+    def memory(self) -> tuple[int, int]:
+        return torch.cuda.mem_get_info(self.torch)
+
+    def peak(self) -> int:
+        return torch.cuda.max_memory_allocated(self.torch)
+
+    def reset_peak(self) -> None:
+        torch.cuda.reset_peak_memory_stats(self.torch)
+
+    def empty_cache(self) -> None:
+        torch.cuda.empty_cache()
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize(self.torch)
+
+
+def _unusable(device: torch.device, reason: str) -> str:
+    first = reason.strip().splitlines()[0] if reason.strip() else "no reason given"
+    if "no kernel image" in reason:
+        advice = f"torch {torch.__version__} was built for other GPUs; install a build of torch for this one"
+    elif "driver" in reason.lower():
+        advice = "install or update the GPU's driver"
+    elif "out of memory" in reason:
+        advice = "free its memory, or choose another with --device cuda:N"
+    else:
+        advice = (
+            "see whether the GPU works for other programs, such as `python -c 'import torch; torch.ones(1).cuda()'`"
+        )
+    return f"{device} cannot be used ({first}): {advice}; --device cpu runs without it"
