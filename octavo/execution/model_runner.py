@@ -16,7 +16,7 @@ from octavo.execution.batch import Batch, BlockTables
 from octavo.execution.graphs import make_graph
 from octavo.execution.kv_cache import KVCache
 from octavo.execution.pooler import Pooler
-from octavo.execution.sampler import Sampler, contained, logprobs
+from octavo.execution.sampler import HostSampler, Sampler, contained, logprobs
 from octavo.layers.attention.paged import PagedAttention
 from octavo.models.decoder import Decoder
 from octavo.models.registry import Model
@@ -34,7 +34,7 @@ class ModelRunner:
         self._model = model
         self._cache = cache
         self._tables = BlockTables(-(-max_model_len // cache.block_size), device, cache.block_size)
-        self._sampler = Sampler()
+        self._sampler: Sampler = HostSampler()
         self._pooler = Pooler(model)
         self._graph = make_graph(model, PagedAttention(), cache.caches, max_tokens)
 
@@ -61,7 +61,8 @@ class ModelRunner:
         drawing = [plan.rows[place] for place in places]
         last_D = torch.from_numpy(batch.last_R[places].astype(np.int64)).to(hidden_TE.device)
         logits_DV = self._logits(hidden_TE[last_D])
-        return {result.sequence_id: result for result in self._sampler.sample(drawing, logits_DV, plan.masks)}
+        drawn = self._sampler.sample(drawing, logits_DV, plan.masks)
+        return {result.sequence_id: result for result in drawn.results()}
 
     def _logits(self, hidden_RE: Tensor) -> Tensor:
         assert isinstance(self._model, Decoder)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate, pairwise
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -32,8 +33,46 @@ logger = logging.getLogger(__name__)
 _NONE: Mapping[int, bytes] = {}
 
 
-class Sampler:
+class Drawn(Protocol):
+    """What was drawn in a step: on a GPU still to come when it is handed over."""
+
+    @property
+    def tokens(self) -> Tensor:
+        """One per draw, in the rows' order (int64): for the next step, whoever has seen them by then."""
+        ...
+
+    def results(self) -> list[RowResult]:
+        """One per row. Not before the device has done all that was enqueued up to the call of `sample`."""
+        ...
+
+
+class Sampler(Protocol):
     """Keeps, per sequence, what sampling needs to remember between steps."""
+
+    def add(self, spec: SequenceSpec) -> None: ...
+    def remove(self, sequence_id: int) -> None: ...
+    def spec(self, sequence_id: int) -> SequenceSpec: ...
+    def sample(self, rows: list[Row], logits_RV: Tensor, masks: Mapping[int, bytes] = _NONE) -> Drawn:
+        """Draws for every row, waiting for nothing. The logits may be changed in place. masks: as in `StepPlan`.
+
+        A row that cannot be sampled gets an error, the others their tokens.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Drawn by the host: the results are there at once."""
+
+    tokens: Tensor
+    rows: list[RowResult]
+
+    def results(self) -> list[RowResult]:
+        return self.rows
+
+
+class HostSampler:
+    """A `Sampler` that computes at once, and knows every token that a row is given."""
 
     def __init__(self) -> None:
         self._history: dict[int, History] = {}
@@ -47,11 +86,8 @@ class Sampler:
     def spec(self, sequence_id: int) -> SequenceSpec:
         return self._history[sequence_id].spec
 
-    def sample(self, rows: list[Row], logits_RV: Tensor, masks: Mapping[int, bytes] = _NONE) -> list[RowResult]:
-        """One result per row; a row that cannot be sampled gets an error, the others their tokens.
-
-        masks: as in `StepPlan`. The logits are changed in place unless log-probabilities of a changed row are wanted.
-        """
+    def sample(self, rows: list[Row], logits_RV: Tensor, masks: Mapping[int, bytes] = _NONE) -> Known:
+        """The logits are changed in place unless log-probabilities of a changed row are wanted."""
         histories = [self._history[row.sequence_id] for row in rows]
         raw_RV = logits_RV
         changes = zip(rows, histories, strict=True)
@@ -66,7 +102,7 @@ class Sampler:
         drawn = [tokens[begin:end] for begin, end in pairwise(draws.first_R1.tolist())]
         turns = map(Turn, rows, histories, raw_RV, logits_RV, drawn, peaks)
         results = [fault or contained(turn.row, turn.result) for fault, turn in zip(faults, turns, strict=True)]
-        return [result for result in results if result is not None]
+        return Known(torch.tensor(tokens, dtype=torch.int64), [result for result in results if result is not None])
 
 
 def _draws(rows: list[Row], histories: list[History]) -> Draws:

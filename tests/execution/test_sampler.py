@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo.execution.sampler import Sampler
+from octavo.execution.sampler import HostSampler
 from octavo.kernels.philox import uniform
 from octavo.plan import Row, SequenceSpec, fork_seed
 from octavo.request import SamplingParams
@@ -29,9 +29,9 @@ def row(sequence_id=0, tokens=(1, 2, 3), draws=1) -> Row:
 
 
 def sample(logits, tokens=(1, 2, 3), draws=1, **fields):
-    sampler = Sampler()
+    sampler = HostSampler()
     sampler.add(spec(tokens=tokens, **fields))
-    return sampler.sample([row(tokens=tokens, draws=draws)], torch.as_tensor(logits)[None].clone())[0]
+    return sampler.sample([row(tokens=tokens, draws=draws)], torch.as_tensor(logits)[None].clone()).results()[0]
 
 
 def logits_of(seed: int, scale=3.0) -> torch.Tensor:
@@ -112,14 +112,14 @@ def test_a_row_gives_the_same_alone_and_in_any_batch(kinds, random):
     specs = [spec(number, seed=number, **kind_params[kind]) for number, kind in enumerate(kinds)]
     order = list(range(len(kinds)))
     random.shuffle(order)
-    sampler = Sampler()
+    sampler = HostSampler()
     for each in specs:
         sampler.add(each)
     batch = sampler.sample([row(number) for number in order], torch.stack([logits_of(number) for number in order]))
-    for number, result in zip(order, batch, strict=True):
-        lonely = Sampler()
+    for number, result in zip(order, batch.results(), strict=True):
+        lonely = HostSampler()
         lonely.add(specs[number])
-        assert lonely.sample([row(number)], logits_of(number)[None]) == [result]
+        assert lonely.sample([row(number)], logits_of(number)[None]).results() == [result]
 
 
 def test_penalties_follow_openai_and_hugging_face():
@@ -140,13 +140,13 @@ def test_penalties_follow_openai_and_hugging_face():
 
 
 def test_penalties_remember_what_was_drawn_between_steps():
-    sampler = Sampler()
+    sampler = HostSampler()
     sampler.add(spec(tokens=[1], prompt=1, temperature=0.0, presence_penalty=2.0))
     logits = torch.zeros(1, V)
     logits[0, 7], logits[0, 8] = 1.0, 0.5
-    assert sampler.sample([row(tokens=[1])], logits.clone())[0].token_ids == [7]
+    assert sampler.sample([row(tokens=[1])], logits.clone()).results()[0].token_ids == [7]
     later = Row(0, 1, [7], 0, [], 1)
-    assert sampler.sample([later], logits.clone())[0].token_ids == [8]
+    assert sampler.sample([later], logits.clone()).results()[0].token_ids == [8]
 
 
 def test_only_allowed_tokens_and_bias_within_them():
@@ -190,12 +190,12 @@ def test_logprobs_name_the_drawn_token_its_rank_and_the_best():
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_row_that_is_not_finite_fails_alone(poison, temperature):
-    sampler = Sampler()
+    sampler = HostSampler()
     for number in range(3):
         sampler.add(spec(number, temperature=temperature))
     logits = torch.stack([logits_of(number) for number in range(3)])
     logits[1, 17] = poison
-    good, bad, other = sampler.sample([row(number) for number in range(3)], logits)
+    good, bad, other = sampler.sample([row(number) for number in range(3)], logits).results()
     assert bad.error
     assert not bad.token_ids
     assert good.token_ids == sample(logits[0], temperature=temperature).token_ids
@@ -223,11 +223,11 @@ def test_beams_get_their_best_candidates():
 )
 def test_a_fault_in_one_row_ends_that_row_only(fault, monkeypatch):
     monkeypatch.setattr("octavo.request._whole", lambda *_: None)
-    sampler = Sampler()
+    sampler = HostSampler()
     for number in range(3):
         sampler.add(spec(number, temperature=0.0, **(fault if number == 1 else {})))
     logits = torch.stack([logits_of(number) for number in range(3)])
-    good, bad, other = sampler.sample([row(number) for number in range(3)], logits)
+    good, bad, other = sampler.sample([row(number) for number in range(3)], logits).results()
     assert bad.error
     assert good.token_ids == [int(logits[0].argmax())]
     assert other.token_ids == [int(logits[2].argmax())]
@@ -247,9 +247,9 @@ def packed(allowed, width=V) -> bytes:
 
 
 def masked(logits, mask, draws=1, **fields):
-    sampler = Sampler()
+    sampler = HostSampler()
     sampler.add(spec(**fields))
-    [result] = sampler.sample([row(draws=draws)], torch.as_tensor(logits)[None].clone(), {0: mask})
+    [result] = sampler.sample([row(draws=draws)], torch.as_tensor(logits)[None].clone(), {0: mask}).results()
     return result
 
 
@@ -298,10 +298,10 @@ def test_logprobs_are_the_models_own_under_a_mask():
 
 
 def test_a_mask_is_its_own_rows_alone():
-    sampler = Sampler()
+    sampler = HostSampler()
     for sequence_id in (0, 1):
         sampler.add(spec(sequence_id, temperature=0.0))
     logits = torch.stack([logits_of(1), logits_of(2)])
     best = int(logits[1].argmax())
-    results = sampler.sample([row(0), row(1)], logits, {0: packed([9])})
+    results = sampler.sample([row(0), row(1)], logits, {0: packed([9])}).results()
     assert [result.token_ids for result in results] == [[9], [best]]
