@@ -247,8 +247,37 @@ class Compiled:
             head_size,
         )
 
-    def write_kv(self, k_TGD: Tensor, v_TGD: Tensor, k_cache: Tensor, v_cache: Tensor, slots_T: Tensor) -> None:
+    def rotary_and_write(
+        self,
+        q_THD: Tensor,
+        k_TGD: Tensor,
+        v_TGD: Tensor,
+        positions_T: Tensor,
+        table_PD: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        slots_T: Tensor,
+        q_weight_D: Tensor | None = None,
+        k_weight_D: Tensor | None = None,
+        eps: float = 0.0,
+        k_scale: float = 1.0,
+        v_scale: float = 1.0,
+    ) -> None:
+        self.rotary(q_THD, k_TGD, positions_T, table_PD, q_weight_D, k_weight_D, eps)
+        self.write_kv(k_TGD, v_TGD, k_cache, v_cache, slots_T, k_scale, v_scale)
+
+    def write_kv(
+        self,
+        k_TGD: Tensor,
+        v_TGD: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        slots_T: Tensor,
+        k_scale: float = 1.0,
+        v_scale: float = 1.0,
+    ) -> None:
         tokens, kv_heads, head_size = k_TGD.shape
+        assert k_scale == v_scale == 1, "no 8-bit caches here"
         assert k_cache.is_contiguous()
         assert v_cache.is_contiguous()
         self._native.write_kv(

@@ -39,17 +39,32 @@ class Kernels(Protocol):
     def relu(self, x_TE: Tensor) -> Tensor: ...
     def silu_mul(self, gate_up_TE: Tensor) -> Tensor: ...
     def gelu_tanh_mul(self, gate_up_TE: Tensor) -> Tensor: ...
-    def rotary(
+    def rotary_and_write(
         self,
         q_THD: Tensor,
         k_TGD: Tensor,
+        v_TGD: Tensor,
         positions_T: Tensor,
         table_PD: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        slots_T: Tensor,
         q_weight_D: Tensor | None,
         k_weight_D: Tensor | None,
         eps: float,
+        k_scale: float,
+        v_scale: float,
     ) -> None: ...
-    def write_kv(self, k_TGD: Tensor, v_TGD: Tensor, k_cache: Tensor, v_cache: Tensor, slots_T: Tensor) -> None: ...
+    def write_kv(
+        self,
+        k_TGD: Tensor,
+        v_TGD: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        slots_T: Tensor,
+        k_scale: float,
+        v_scale: float,
+    ) -> None: ...
     def paged_attention(
         self,
         q_THD: Tensor,
@@ -155,26 +170,59 @@ def gelu_tanh_mul(gate_up_TE: Tensor) -> Tensor:
     return kernels_for(gate_up_TE).gelu_tanh_mul(gate_up_TE)
 
 
-def rotary(
+def rotary_and_write(
     q_THD: Tensor,
     k_TGD: Tensor,
+    v_TGD: Tensor,
     positions_T: Tensor,
     table_PD: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots_T: Tensor,
     q_weight_D: Tensor | None = None,
     k_weight_D: Tensor | None = None,
     eps: float = 0.0,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
 ) -> None:
-    """Turns the halves of each head of q and k by its position's angles, in place.
+    """Turns the halves of each head of q and k by its position's angles, then writes k and v as `write_kv` does.
 
-    table: float32, per position D/2 cosines then D/2 sines. With weights (float32) each head is RMS-normed first.
-    q and k may be views of a wider row: heads must be contiguous, tokens any distance apart; positions are int64.
+    q is turned in place; what k holds afterwards is not defined. table: float32, per position D/2 cosines then D/2
+    sines. With weights (float32) each head is RMS-normed first. q, k and v may be views of a wider row: heads must be
+    contiguous, tokens any distance apart; positions are int64.
     """
-    kernels_for(q_THD).rotary(q_THD, k_TGD, positions_T, table_PD, q_weight_D, k_weight_D, eps)
+    kernels_for(q_THD).rotary_and_write(
+        q_THD,
+        k_TGD,
+        v_TGD,
+        positions_T,
+        table_PD,
+        k_cache,
+        v_cache,
+        slots_T,
+        q_weight_D,
+        k_weight_D,
+        eps,
+        k_scale,
+        v_scale,
+    )
 
 
-def write_kv(k_TGD: Tensor, v_TGD: Tensor, k_cache: Tensor, v_cache: Tensor, slots_T: Tensor) -> None:
-    """Puts each token's keys and values at its slot (block · B + offset, int64) of caches [blocks, G, B, D]."""
-    kernels_for(k_TGD).write_kv(k_TGD, v_TGD, k_cache, v_cache, slots_T)
+def write_kv(
+    k_TGD: Tensor,
+    v_TGD: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots_T: Tensor,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
+) -> None:
+    """Puts each token's keys and values at its slot (block · B + offset, int64) of caches [blocks, G, B, D].
+
+    Caches of 8-bit floats hold k / k_scale and v / v_scale, saturated; others know no scale. On a GPU, where steps are
+    padded, a negative slot means that nothing is written.
+    """
+    kernels_for(k_TGD).write_kv(k_TGD, v_TGD, k_cache, v_cache, slots_T, k_scale, v_scale)
 
 
 def paged_attention(

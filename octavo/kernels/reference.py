@@ -110,11 +110,47 @@ def rotary(
         heads.copy_(torch.cat((x * cos - y * sin, y * cos + x * sin), dim=-1))
 
 
-def write_kv(k_TGD: Tensor, v_TGD: Tensor, k_cache: Tensor, v_cache: Tensor, slots_T: Tensor) -> None:
-    block_size = k_cache.size(2)
+def rotary_and_write(
+    q_THD: Tensor,
+    k_TGD: Tensor,
+    v_TGD: Tensor,
+    positions_T: Tensor,
+    table_PD: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots_T: Tensor,
+    q_weight_D: Tensor | None = None,
+    k_weight_D: Tensor | None = None,
+    eps: float = 0.0,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
+) -> None:
+    rotary(q_THD, k_TGD, positions_T, table_PD, q_weight_D, k_weight_D, eps)
+    write_kv(k_TGD, v_TGD, k_cache, v_cache, slots_T, k_scale, v_scale)
+
+
+def write_kv(
+    k_TGD: Tensor,
+    v_TGD: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots_T: Tensor,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
+) -> None:
+    wanted = slots_T >= 0
+    slots_T, block_size = slots_T[wanted], k_cache.size(2)
     blocks_T, offsets_T = slots_T // block_size, slots_T % block_size
-    k_cache[blocks_T, :, offsets_T] = k_TGD
-    v_cache[blocks_T, :, offsets_T] = v_TGD
+    for new_TGD, cache, scale in ((k_TGD, k_cache, k_scale), (v_TGD, v_cache, v_scale)):
+        cache[blocks_T, :, offsets_T] = _cached(new_TGD[wanted], scale, cache.dtype)
+
+
+def _cached(x: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """As a cache of this type keeps x."""
+    if dtype.itemsize > 1:
+        return x
+    largest = torch.finfo(dtype).max
+    return (x.float() / scale).clamp(-largest, largest).to(dtype)
 
 
 def paged_attention(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels import ops
+from octavo.layers.attention.backend import LayerCache
 from octavo.layers.linear import weight
 from octavo.layers.part import Part
 
@@ -99,7 +100,7 @@ class HeadNorm(Part):
 
 
 class Rotary(Part):
-    """Turns q and k in place; layers share the table."""
+    """Turns q and k and writes k and v to the cache, in one operation; layers share the table."""
 
     table: Tensor
 
@@ -108,8 +109,23 @@ class Rotary(Part):
         self.register_buffer("table", table_PD, persistent=False)
         self.norm = norm
 
-    def forward(self, q_THD: Tensor, k_TGD: Tensor, positions_T: Tensor) -> None:
-        if self.norm is None:
-            ops.rotary(q_THD, k_TGD, positions_T, self.table)
-        else:
-            ops.rotary(q_THD, k_TGD, positions_T, self.table, self.norm.q, self.norm.k, self.norm.eps)
+    def forward(
+        self, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, positions_T: Tensor, cache: LayerCache, slots_T: Tensor
+    ) -> None:
+        """q is turned in place; k's memory is free afterwards."""
+        norm = self.norm
+        ops.rotary_and_write(
+            q_THD,
+            k_TGD,
+            v_TGD,
+            positions_T,
+            self.table,
+            cache.k,
+            cache.v,
+            slots_T,
+            None if norm is None else norm.q,
+            None if norm is None else norm.k,
+            0.0 if norm is None else norm.eps,
+            cache.k_scale,
+            cache.v_scale,
+        )

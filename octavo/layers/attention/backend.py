@@ -12,10 +12,15 @@ from torch import Tensor
 
 
 class LayerCache(NamedTuple):
-    """Keys and values of one layer: each [num_blocks, num_kv_heads, block_size, head_size]."""
+    """Keys and values of one layer: each [num_blocks, num_kv_heads, block_size, head_size].
+
+    Where the caches are 8-bit floats, a number is what lies there times its scale.
+    """
 
     k: Tensor
     v: Tensor
+    k_scale: float = 1.0
+    v_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +55,11 @@ class AttentionSpec:
 
 
 class AttentionBackend(Protocol):
+    metadata: AttentionMetadata
+    """The step that was planned last."""
+
     def plan(self, metadata: AttentionMetadata) -> None:
         """Called once per step, before the layers run. The metadata must stay as it is until the step ends."""
 
-    def run(self, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, cache: LayerCache, spec: AttentionSpec) -> Tensor:
-        """Once per layer: writes k and v to their slots, then attends. Returns [T, H, D]."""
+    def run(self, q_THD: Tensor, cache: LayerCache, spec: AttentionSpec) -> Tensor:
+        """Once per layer, when the step's keys and values are in the cache. Returns [T, H, D]."""

@@ -9,16 +9,13 @@ from octavo.layers.attention.backend import AttentionMetadata, AttentionSpec, La
 
 
 class PagedAttention:
-    def __init__(self) -> None:
-        self.metadata: AttentionMetadata | None = None
+    metadata: AttentionMetadata
 
     def plan(self, metadata: AttentionMetadata) -> None:
         self.metadata = metadata
 
-    def run(self, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, cache: LayerCache, spec: AttentionSpec) -> Tensor:
+    def run(self, q_THD: Tensor, cache: LayerCache, spec: AttentionSpec) -> Tensor:
         step = self.metadata
-        assert step is not None, "plan() comes first"
-        ops.write_kv(k_TGD, v_TGD, cache.k, cache.v, step.slots)
         return ops.paged_attention(
             q_THD,
             cache.k,
