@@ -107,6 +107,9 @@ class SchedulerConfig:
         "most prompt tokens of one request in a step while others run; 0: no cap", 0
     )
     scheduling_policy: SchedulingPolicy = _flag("fcfs, or priority (lower value first, then arrival)", "fcfs")
+    async_scheduling: bool = _flag(
+        "prepare each step while a GPU computes the one before; without effect on a CPU", True
+    )
     watermark: float = _flag("share of blocks kept free when a new request is admitted", 0.01)
     max_num_queued_reqs: int | None = _flag(
         "requests that may wait; a server refuses more with 503 (default 1024 there)"

@@ -7,9 +7,15 @@ per sequence, its block table and what the sampler needs; the plan carries only 
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from msgspec import Struct, field
 
 from octavo.request import Fault, Logprobs, PoolingParams, SamplingParams, Task
+
+#: Among a row's tokens: the one that its sequence drew last, which the scheduler has not seen. The worker puts it in;
+#: where that draw failed, any token will do. It stands alone in its row.
+DRAWN = -1
 
 
 class SequenceSpec(Struct, frozen=True, array_like=True):
@@ -27,7 +33,7 @@ class SequenceSpec(Struct, frozen=True, array_like=True):
 
 
 class Row(Struct, frozen=True, array_like=True):
-    """One sequence's share of a step: compute `token_ids` at positions start, start+1, …"""
+    """One sequence's share of a step: compute `token_ids` (known ones, or `DRAWN`) at positions start, start+1, …"""
 
     sequence_id: int
     start: int
@@ -68,6 +74,23 @@ class StepResult(Struct, frozen=True, array_like=True):
     rows: list[RowResult]  # rows with draws, prompt logprobs, a pooled prompt or an error; order does not matter
 
 
+class Pending(Protocol):
+    """A step that was submitted."""
+
+    def result(self) -> StepResult:
+        """Waits until it is computed. To be asked once, after the steps before it."""
+        ...
+
+
+class Computed(Struct, frozen=True):
+    """One that was computed at once."""
+
+    outcome: StepResult
+
+    def result(self) -> StepResult:
+        return self.outcome
+
+
 def fork_seed(seed: int, index: int) -> int:
     """The seed of a request's index-th sequence: its own for 0, else 64 bits mixed from both by SplitMix64."""
     if index == 0:
@@ -97,3 +120,4 @@ class Capacity(Struct, frozen=True, kw_only=True):
     kept_blocks: int | None = None  # that may take memory only to keep content for the prefix cache; None: all
     ability: Ability = Ability()
     gpus: list[str] = []  # UUIDs of those that compute
+    steps_ahead: int = 0  # steps that may be submitted beyond the one whose result is awaited

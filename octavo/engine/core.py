@@ -126,11 +126,11 @@ class EngineCore:
         return shares
 
     def _compute(self, plan: StepPlan) -> list[Output]:
-        return self.scheduler.update(self.executor.run(plan))
+        return self.scheduler.update(self.executor.submit(plan).result())
 
     def _guided(self, plan: StepPlan, guides: Guides) -> list[Output]:
         guides.mask(plan, self.scheduler.whose)
-        outputs = self.scheduler.update(guides.advance(self.executor.run(plan), self.scheduler.whose))
+        outputs = self.scheduler.update(guides.advance(self.executor.submit(plan).result(), self.scheduler.whose))
         guides.forget(outputs)
         return outputs
 

@@ -6,14 +6,17 @@ from typing import Protocol
 
 from octavo.checkpoint import Checkpoint
 from octavo.config import EngineConfig
-from octavo.plan import Capacity, StepPlan, StepResult
+from octavo.plan import Capacity, Pending, StepPlan
 
 
 class Executor(Protocol):
     capacity: Capacity
 
-    def run(self, plan: StepPlan) -> StepResult:
-        """Execute one step. Plans must arrive in order; everything a plan says is done before this returns."""
+    def submit(self, plan: StepPlan) -> Pending:
+        """Begin a step. Plans must arrive in order, and each is done as if it began when the one before was over.
+
+        Results are asked for in the same order; of steps without, there are never more than capacity.steps_ahead + 1.
+        """
         ...
 
     def close(self) -> None: ...
@@ -28,8 +31,8 @@ class InProcessExecutor:
         self._worker = Worker(config, checkpoint)
         self.capacity = self._worker.capacity
 
-    def run(self, plan: StepPlan) -> StepResult:
-        return self._worker.run(plan)
+    def submit(self, plan: StepPlan) -> Pending:
+        return self._worker.submit(plan)
 
     def close(self) -> None:
         del self._worker

@@ -6,7 +6,10 @@ The child is this module run as a program.
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, NoReturn
 
 from msgspec import Struct
 
@@ -14,8 +17,11 @@ from octavo.checkpoint import Checkpoint
 from octavo.config import EngineConfig
 from octavo.errors import EngineDead, OctavoError
 from octavo.frames import FrameSocket
-from octavo.plan import StepPlan, StepResult
+from octavo.plan import Pending, StepPlan, StepResult
 from octavo.processes import Failed, Ready, Setup, end, enter_child, settle, setup, start
+
+if TYPE_CHECKING:
+    from octavo.execution.worker import Worker
 
 
 class Step(Struct, frozen=True, tag=True):
@@ -39,9 +45,13 @@ class MultiprocessExecutor:
             raise first.exception() if isinstance(first, Failed) else EngineDead("the worker process is out of step")
         self.capacity = first.capacity
 
-    def run(self, plan: StepPlan) -> StepResult:
+    def submit(self, plan: StepPlan) -> Pending:
         with suppress(ConnectionError):  # the worker is gone: receiving says so
             self._link.send(Step(plan))
+        return self
+
+    def result(self) -> StepResult:
+        """Of the first step that was submitted and not asked for: the executor is what its steps are awaited by."""
         answer = self._receive()
         assert isinstance(answer, Done)
         return answer.result
@@ -78,10 +88,37 @@ def serve(link: FrameSocket[Setup | Step]) -> None:
         link.send(Failed.of(error))
         return
     link.send(Ready(worker.capacity))
+    if worker.capacity.steps_ahead:
+        overlap(worker, link)
     while True:
-        step = link.receive()
-        assert isinstance(step, Step)
-        link.send(Done(worker.run(step.plan)))
+        link.send(Done(worker.submit(_next_plan(link)).result()))
+
+
+def _next_plan(link: FrameSocket[Setup | Step]) -> StepPlan:
+    step = link.receive()
+    assert isinstance(step, Step)
+    return step.plan
+
+
+def overlap(worker: Worker, link: FrameSocket[Setup | Step]) -> NoReturn:
+    """Take plans while the device computes; results are awaited by a thread. What goes wrong there ends the line."""
+    begun: SimpleQueue[Pending | None] = SimpleQueue()
+    with ThreadPoolExecutor(1) as pool:
+        answering = pool.submit(_answer, begun, link)
+        try:
+            while True:
+                begun.put(worker.submit(_next_plan(link)))
+        finally:
+            begun.put(None)
+            answering.result()
+
+
+def _answer(begun: SimpleQueue[Pending | None], link: FrameSocket[Setup | Step]) -> None:
+    try:
+        while (pending := begun.get()) is not None:
+            link.send(Done(pending.result()))
+    finally:
+        link.close()
 
 
 if __name__ == "__main__":

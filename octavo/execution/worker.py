@@ -19,7 +19,7 @@ from octavo.kernels import cpu
 from octavo.models.registry import Model, build
 from octavo.models.weights.loader import dummy_weights, load_weights
 from octavo.models.weights.sources import open_source
-from octavo.plan import Capacity, StepPlan, StepResult
+from octavo.plan import Capacity, Computed, Pending, StepPlan
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +46,9 @@ class Worker:
             blocks, block_size, blocks * block_bytes / GIB, context,
         )  # fmt: skip
 
-    def run(self, plan: StepPlan) -> StepResult:
-        return self._runner.run(plan)
+    def submit(self, plan: StepPlan) -> Pending:
+        """Begin a step, behind those begun before. Its result may be awaited in another thread."""
+        return Computed(self._runner.run(plan))
 
 
 def _load(config: EngineConfig, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Model:

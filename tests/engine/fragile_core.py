@@ -11,7 +11,7 @@ import sys
 import time
 
 from octavo.engine import core_process
-from octavo.plan import Capacity, RowResult, StepPlan, StepResult
+from octavo.plan import Capacity, Computed, RowResult, StepPlan, StepResult
 
 CRASH, RAISE, HANG, BUSY = 90, 91, 92, 93  # tokens, and what becomes of the core that computes them
 
@@ -21,18 +21,14 @@ class Fragile:
 
     capacity = Capacity(num_blocks=64, block_size=4, max_model_len=128, vocab_size=128)
 
-    def run(self, plan: StepPlan) -> StepResult:
+    def submit(self, plan: StepPlan) -> Computed:
         for row in plan.rows:
             for token in row.token_ids:
                 self._compute(token)
-        return StepResult(
-            plan.step,
-            [
-                RowResult(row.sequence_id, [row.start + len(row.token_ids)] * row.draws)
-                for row in plan.rows
-                if row.draws
-            ],
-        )
+        rows = [
+            RowResult(row.sequence_id, [row.start + len(row.token_ids)] * row.draws) for row in plan.rows if row.draws
+        ]
+        return Computed(StepResult(plan.step, rows))
 
     def _compute(self, token: int) -> None:
         if token == CRASH:

@@ -16,7 +16,7 @@ from octavo.engine.core_process import run, turn
 from octavo.engine.grammar import grammar_text
 from octavo.engine.guidance import Grammars
 from octavo.frames import FrameSocket
-from octavo.plan import Capacity, RowResult, StepPlan, StepResult
+from octavo.plan import Capacity, Computed, RowResult, StepPlan, StepResult
 from octavo.request import Request, SamplingParams, StructuredOutputs
 
 
@@ -25,9 +25,9 @@ class Counter:
 
     capacity = Capacity(num_blocks=8, block_size=4, max_model_len=32, vocab_size=100)
 
-    def run(self, plan: StepPlan) -> StepResult:
+    def submit(self, plan: StepPlan) -> Computed:
         rows = [RowResult(row.sequence_id, [row.start + len(row.token_ids)] * row.draws) for row in plan.rows]
-        return StepResult(plan.step, [row for row in rows if row.token_ids])
+        return Computed(StepResult(plan.step, [row for row in rows if row.token_ids]))
 
     def close(self) -> None: ...
 
@@ -159,9 +159,10 @@ def test_who_looks_sees_the_blocks_between_two_steps():
 class Obedient(Counter):
     """Draws the first token that may be drawn."""
 
-    def run(self, plan: StepPlan) -> StepResult:
-        rows = [RowResult(row.sequence_id, [_first(plan.masks.get(row.sequence_id, b"\x02"))]) for row in plan.rows]
-        return StepResult(plan.step, [result for row, result in zip(plan.rows, rows, strict=True) if row.draws])
+    def submit(self, plan: StepPlan) -> Computed:
+        drawing = [row for row in plan.rows if row.draws]
+        rows = [RowResult(row.sequence_id, [_first(plan.masks.get(row.sequence_id, b"\x02"))]) for row in drawing]
+        return Computed(StepResult(plan.step, rows))
 
 
 def _first(mask: bytes) -> int:

@@ -15,7 +15,7 @@ from octavo.engine.core import EngineCore
 from octavo.engine.grammar import grammar_text
 from octavo.engine.guidance import Grammars
 from octavo.errors import InvalidRequest
-from octavo.plan import Capacity, RowResult, StepPlan, StepResult
+from octavo.plan import Capacity, Computed, RowResult, StepPlan, StepResult
 from octavo.request import Continuation, Request, SamplingParams, StructuredOutputs
 
 WIDTH = 128
@@ -35,11 +35,11 @@ class Drawer:
         self.specs = {}
         self.masks = []
 
-    def run(self, plan: StepPlan) -> StepResult:
+    def submit(self, plan: StepPlan) -> Computed:
         self.specs |= {spec.sequence_id: spec for spec in plan.added}
         self.masks.append(dict(plan.masks))
         rows = [self._draw(row, plan.masks.get(row.sequence_id)) for row in plan.rows if row.draws]
-        return StepResult(plan.step, rows)
+        return Computed(StepResult(plan.step, rows))
 
     def _draw(self, row, mask) -> RowResult:
         spec, position = self.specs[row.sequence_id], row.start + len(row.token_ids)

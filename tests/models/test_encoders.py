@@ -89,13 +89,13 @@ def run(
     for step, begin in enumerate(range(0, longest, cut or longest)):
         pieces = [text[begin : begin + (cut or longest)] for text in texts]
         rows = [Row(number, begin, piece, 0, blocks[number]) for number, piece in enumerate(pieces) if piece]
-        result = executor.run(StepPlan(step, added if step == 0 else [], rows, [], []))
+        result = executor.submit(StepPlan(step, added if step == 0 else [], rows, [], [])).result()
         for row in result.rows:
             assert row.error is None
             assert row.pooled is not None
             assert row.sequence_id not in found
             found[row.sequence_id] = row.pooled
-    executor.run(StepPlan(99, [], [], [], list(range(len(texts)))))
+    executor.submit(StepPlan(99, [], [], [], list(range(len(texts)))))
     return [torch.tensor(floats(found[number])) for number in range(len(texts))]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
-from octavo.plan import Capacity, Row, RowResult, SequenceSpec, StepPlan, StepResult, fork_seed
+from octavo.plan import Capacity, Computed, Row, RowResult, SequenceSpec, StepPlan, StepResult, fork_seed
 from octavo.request import Logprobs
 from simulation.oracle import DEADLY, candidates, draw, entry, logprob
 from simulation.scenario import Setup
@@ -34,6 +34,9 @@ class Worker:
         self.faulty_row: int | None = None  # of the next step: fails
         self._histories: dict[int, list[int]] = {}
         self._watch = watch
+
+    def submit(self, plan: StepPlan) -> Computed:
+        return Computed(self.run(plan))
 
     def run(self, plan: StepPlan) -> StepResult:
         self._watch(plan)
