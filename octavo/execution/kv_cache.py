@@ -1,12 +1,14 @@
-"""The paged KV cache: for each layer two tensors of blocks; sized once from a memory budget.
+"""The paged KV cache: one tensor for all layers of a kind; sized once from a memory budget.
 
-Block b of layer l is `caches[l].k[b]` and `.v[b]`, each [num_kv_heads, block_size, head_size]. Knows no sequences:
-which block holds what is the scheduler's business.
+Block b of layer l is `caches[l].k[b]` and `.v[b]`, each [num_kv_heads, block_size, head_size]: views of the tensor
+that layers with equal specs share, so that a block is copied in all of them at once. Knows no sequences: which block
+holds what is the scheduler's business.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,18 +31,19 @@ class KVCache:
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self.caches = [
-            LayerCache(_zeros(shape, dtype, device), _zeros(shape, dtype, device))
-            for spec in specs
-            for shape in [(num_blocks, spec.num_kv_heads, block_size, spec.head_size)]
-        ]
+        groups = {
+            spec: _zeros((layers, 2, num_blocks, spec.num_kv_heads, block_size, spec.head_size), dtype, device)
+            for spec, layers in Counter(specs).items()
+        }
+        self._groups = list(groups.values())
+        layers = {spec: iter(group) for spec, group in groups.items()}
+        self.caches = [LayerCache(*next(layers[spec])) for spec in specs]
 
     def copy(self, copies: Sequence[tuple[int, int]]) -> None:
         """Copy whole blocks, (source, destination) in order, in every layer."""
         for source, destination in copies:
-            for cache in self.caches:
-                cache.k[destination].copy_(cache.k[source])
-                cache.v[destination].copy_(cache.v[source])
+            for group in self._groups:
+                group[:, :, destination].copy_(group[:, :, source])
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -20,6 +20,17 @@ def test_a_block_costs_keys_and_values_of_every_layer():
     assert 3 * bytes_per_block(SPECS, 4, torch.float32) == held
 
 
+def test_layers_of_one_kind_share_a_tensor_and_no_memory():
+    cache = KVCache([SPECS[0], SPECS[1], SPECS[0]], 3, 4, torch.float32, CPU)
+    for number, each in enumerate(cache.caches):
+        each.k[:], each.v[:] = 2 * number, 2 * number + 1
+    storages = [each.k.untyped_storage().data_ptr() for each in cache.caches]
+    assert storages[0] == storages[2] != storages[1]
+    assert [each.k.unique().item() for each in cache.caches] == [0, 2, 4]
+    assert [each.v.unique().item() for each in cache.caches] == [1, 3, 5]
+    assert all(tensor.is_contiguous() for each in cache.caches for tensor in (each.k, each.v))
+
+
 @pytest.mark.parametrize(
     ("config", "device", "free", "blocks"),
     [
