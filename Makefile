@@ -22,7 +22,7 @@ PYTHON_CODE := octavo tests benchmarks
 
 .PHONY: help
 help: ## this list
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(VENV)/.installed ## make .venv and build octavo into it; quick when nothing changed
@@ -82,6 +82,10 @@ check-page: $(VENV)/.page ## the web page in a real, headless Chromium: use, acc
 .PHONY: check-quality
 check-quality: setup ## perplexity of few-bit weights against float32, at most 0.5 % apart; minutes
 	@$(BIN)/python benchmarks/quality.py $(ARGS)
+
+.PHONY: check-gpu-kernels
+check-gpu-kernels: setup ## every GPU kernel compiled for sm_80, sm_90, sm_100 and gfx942, without a GPU; ARGS="--help"
+	@$(BIN)/python tests/kernels/triton/compiling.py $(ARGS)
 
 .PHONY: sanitize
 sanitize: $(VENV)/.requirements ## the kernels on random shapes under ASan, UBSan and TSan; minutes

@@ -6,3 +6,8 @@ in a captured graph and in the interpreter, so nothing is tuned while it runs. S
 sizes, block sizes) are constexpr; strides are left to be specialized, since only one known to be a multiple of 16 lets
 loads be wide. Offsets into caches are int64.
 """
+
+import os
+
+# Sums of products are fused, as triton has always done; from 3.10 on it waits to be told, and 3.9 warns of that.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
