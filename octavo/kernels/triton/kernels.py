@@ -15,11 +15,11 @@ from octavo.kernels.reference import (
     quantized_linear,
     relu,
     rotary_and_write,
-    sample,
     silu_mul,
     write_kv,
 )
 from octavo.kernels.triton.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from octavo.kernels.triton.sampling import sample
 
 __all__ = [
     "add_layer_norm",

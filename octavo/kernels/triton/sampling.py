@@ -136,6 +136,14 @@ def _uniform(seed, position):
 
 
 @triton.jit
+def _quotient(a, b):
+    """a // b, that is less than 2^20: guessed, then corrected. A division of 64 bits would be a call."""
+    guess = (a.to(tl.float32) / b.to(tl.float32)).to(tl.int64)
+    rest = a - guess * b
+    return tl.where(rest < 0, guess - 1, tl.where(rest >= b, guess + 1, guess))
+
+
+@triton.jit
 def _find(values_ptr, count, peak, scale, min_p, limit, counts_L, masses_L, BY_COUNT: tl.constexpr, TILE: tl.constexpr):
     """The bits of the largest weight such that the weights from it on are more than `limit`, in number or in sum.
 
@@ -220,8 +228,47 @@ def _kept(values_ptr, count, peak, scale, min_p, top_k, top_p, counts_L, masses_
             values_ptr, count, peak, scale, min_p, goal - 1, counts_L, masses_L, False, TILE
         )
         mass = _mass(bits.to(tl.float32, bitcast=True))
-        kept = above_mass + (goal - above_mass + mass - 1) // mass * mass
+        kept = above_mass + _quotient(goal - above_mass + mass - 1, mass) * mass
     return kept
+
+
+@triton.jit
+def _draw_any(
+    logits_ptr, mass_ptr, peak, scale, min_p, position, first, end, seeds_D, tokens_D, vocabulary, tiles,
+    TILES: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """In the vocabulary's order: first the tile, then the token in it."""
+    tile = tl.arange(0, TILES)
+    mass_T = tl.load(mass_ptr + tile, mask=tile < tiles, other=0)
+    sum_T = tl.cumsum(mass_T, 0)
+    total = tl.sum(mass_T, 0)
+    for draw in range(first, end):
+        number = _uniform(tl.load(seeds_D + draw), position)
+        target = tl.minimum((number * total.to(tl.float64)).to(tl.int64), total - 1)
+        begin = tl.sum((sum_T <= target).to(tl.int32), 0) * TILE
+        rest = target - tl.max(tl.where(sum_T <= target, sum_T, 0), 0)
+        token = begin + tl.arange(0, TILE)
+        logit = tl.load(logits_ptr + token, mask=token < vocabulary, other=float("-inf"))
+        sums = tl.cumsum(_mass(_weight(logit, peak, scale, min_p)), 0)
+        tl.store(tokens_D + draw, (begin + tl.sum((sums <= rest).to(tl.int32), 0)).to(tl.int64))
+
+
+@triton.jit
+def _draw_best(
+    values_ptr, ids_ptr, count, listed, counts_L, masses_L, peak, scale, min_p, top_k, top_p, position, first, end,
+    seeds_D, tokens_D, TILE: tl.constexpr,
+):  # fmt: skip
+    """Best first. listed: the values are some of the row's, of the tokens in ids, not all of it."""
+    kept = _kept(values_ptr, count, peak, scale, min_p, top_k, top_p, counts_L, masses_L, TILE)
+    for draw in range(first, end):
+        number = _uniform(tl.load(seeds_D + draw), position)
+        target = tl.minimum((number * kept.to(tl.float64)).to(tl.int64), kept - 1)
+        bits, _, above = _find(values_ptr, count, peak, scale, min_p, target, counts_L, masses_L, False, TILE)
+        nth = _quotient(target - above, _mass(bits.to(tl.float32, bitcast=True)))
+        token = _nth(values_ptr, count, peak, scale, min_p, bits, nth, TILE)
+        if listed:
+            token = tl.load(ids_ptr + token)
+        tl.store(tokens_D + draw, token.to(tl.int64))
 
 
 # ---- Kernels ----
@@ -294,7 +341,6 @@ def _weigh_kernel(
     level_ptr,
     vocabulary,
     tiles,
-    RESTRICTED: tl.constexpr,
     TILES: tl.constexpr,
     TILE: tl.constexpr,
 ):
@@ -310,15 +356,12 @@ def _weigh_kernel(
         weight = _weight(logit, peak, _LOG2E / temperature, tl.load(min_p_R + row))
         mass = _mass(weight)
         tl.store(mass_ptr + row * tiles + tile, tl.sum(mass, 0))
-        restricted = False
-        if RESTRICTED:
-            restricted = _restricted(tl.load(top_k_R + row), tl.load(top_p_R + row), vocabulary)
-        if restricted:
+        if _restricted(tl.load(top_k_R + row), tl.load(top_p_R + row), vocabulary):
             bits = weight.to(tl.int32, bitcast=True)
-            mass = tl.where(bits > 0, mass | _COUNT_ONE, 0)
+            packed = tl.where(bits > 0, mass | _COUNT_ONE, 0)
             place = level_ptr + (row * tiles + tile) * _LEVELS
             for level in tl.static_range(_LEVELS):
-                tl.store(place + level, tl.sum(tl.where(bits >= _level_bits(level), mass, 0), 0))
+                tl.store(place + level, tl.sum(tl.where(bits >= _level_bits(level), packed, 0), 0))
 
 
 @triton.jit
@@ -339,7 +382,7 @@ def _choose_kernel(
     ROOM: tl.constexpr,
     TILES: tl.constexpr,
 ):
-    """Which level holds all that top-k and top-p may leave; how many tokens that is (-1: too many); where each tile begins."""
+    """Which level holds all that top-k and top-p may leave; its number of tokens (-1: too many); where tiles begin."""
     row = tl.program_id(0).to(tl.int64)
     top_p, top_k = tl.load(top_p_R + row), tl.load(top_k_R + row)
     peak = _peak_of(peak_ptr + row * tiles, tiles, TILES)
@@ -426,8 +469,6 @@ def _draw_kernel(
     vocabulary,
     tiles,
     REMEMBER: tl.constexpr,
-    DRAWS: tl.constexpr,
-    RESTRICTED: tl.constexpr,
     ROOM: tl.constexpr,
     TILES: tl.constexpr,
     TILE: tl.constexpr,
@@ -442,48 +483,26 @@ def _draw_kernel(
     greedy = tl.min(tl.where(peak_T == peak, best_T, vocabulary), 0)
     greedy = tl.where(_finite(peak), greedy, 0)
     temperature = tl.load(temperature_R + row)
-    drawn = False
-    if DRAWS:
-        drawn = (temperature > 0) & (end > first) & _finite(peak)
-    if drawn:
+    if (temperature > 0) & (end > first) & _finite(peak):
         scale = _LOG2E / temperature
         min_p, top_p, top_k = tl.load(min_p_R + row), tl.load(top_p_R + row), tl.load(top_k_R + row)
         position = tl.load(positions_R + row)
-        restricted = False
-        if RESTRICTED:
-            restricted = _restricted(top_k, top_p, vocabulary)
-        if restricted:
-            level = tl.arange(0, _LEVELS)
-            counts_L = tl.load(count_ptr + row * _LEVELS + level)
-            masses_L = tl.load(sum_ptr + row * _LEVELS + level)
+        logits = logits_ptr + row * stride
+        if _restricted(top_k, top_p, vocabulary):
+            level = row * _LEVELS + tl.arange(0, _LEVELS)
+            counts_L, masses_L = tl.load(count_ptr + level), tl.load(sum_ptr + level)
             size = tl.load(size_ptr + row)
-            values = tl.where(size >= 0, values_ptr + row * ROOM, logits_ptr + row * stride)
+            values = tl.where(size >= 0, values_ptr + row * ROOM, logits)
             count = tl.where(size >= 0, size, vocabulary)
-            kept = _kept(values, count, peak, scale, min_p, top_k, top_p, counts_L, masses_L, TILE)
-            for draw in range(first, end):
-                number = _uniform(tl.load(seeds_D + draw), position)
-                target = tl.minimum((number * kept.to(tl.float64)).to(tl.int64), kept - 1)
-                bits, _, above = _find(values, count, peak, scale, min_p, target, counts_L, masses_L, False, TILE)
-                nth = (target - above) // _mass(bits.to(tl.float32, bitcast=True))
-                token = _nth(values, count, peak, scale, min_p, bits, nth, TILE)
-                if size >= 0:
-                    token = tl.load(ids_ptr + row * ROOM + token)
-                tl.store(tokens_D + draw, token.to(tl.int64))
+            _draw_best(
+                values, ids_ptr + row * ROOM, count, size >= 0, counts_L, masses_L, peak, scale, min_p, top_k, top_p,
+                position, first, end, seeds_D, tokens_D, TILE,
+            )  # fmt: skip
         else:
-            mass_T = tl.load(mass_ptr + row * tiles + tile, mask=tile < tiles, other=0)
-            sum_T = tl.cumsum(mass_T, 0)
-            total = tl.sum(mass_T, 0)
-            for draw in range(first, end):
-                number = _uniform(tl.load(seeds_D + draw), position)
-                target = tl.minimum((number * total.to(tl.float64)).to(tl.int64), total - 1)
-                passed = tl.sum((sum_T <= target).to(tl.int32), 0)
-                begin = passed * TILE
-                rest = target - tl.max(tl.where(sum_T <= target, sum_T, 0), 0)
-                token = begin + tl.arange(0, TILE)
-                logit = tl.load(logits_ptr + row * stride + token, mask=token < vocabulary, other=float("-inf"))
-                sums = tl.cumsum(_mass(_weight(logit, peak, scale, min_p)), 0)
-                token = begin + tl.sum((sums <= rest).to(tl.int32), 0)
-                tl.store(tokens_D + draw, token.to(tl.int64))
+            _draw_any(
+                logits, mass_ptr + row * tiles, peak, scale, min_p, position, first, end, seeds_D, tokens_D,
+                vocabulary, tiles, TILES, TILE,
+            )  # fmt: skip
     else:
         for draw in range(first, end):
             tl.store(tokens_D + draw, greedy.to(tl.int64))
@@ -622,38 +641,33 @@ def draw(
         vocabulary, tiles, 0 if adjustments is None else adjustments.masks_GW.size(1),
         ADJUST=adjustments is not None, TILE=tile, num_warps=4,
     )  # fmt: skip
-    mass_RT = level = count_RL = sum_RL = chosen_R = size_R = start_RT = values = ids = None
     temperature_R, min_p_R, top_p_R, top_k_R, positions_R, first_R1, seeds_D = draws
+    mass_RT = torch.empty((rows, tiles), dtype=torch.int64, device=device)
+    level_RTL = torch.empty((rows, tiles, _LEVELS.value), dtype=torch.int64, device=device)
+    count_RL, sum_RL = torch.empty((2, rows, _LEVELS.value), dtype=torch.int64, device=device)
+    chosen_R, size_R = torch.empty((2, rows), dtype=torch.int32, device=device)
+    start_RT = torch.empty((rows, tiles), dtype=torch.int32, device=device)
+    values = torch.empty((rows, _ROOM), dtype=torch.float32, device=device)
+    ids = torch.empty((rows, _ROOM), dtype=torch.int32, device=device)
     if random:
-        mass_RT = torch.empty((rows, tiles), dtype=torch.int64, device=device)
-        levels = _LEVELS.value
-        if restricted:
-            level = torch.empty((rows, tiles, levels), dtype=torch.int64, device=device)
         _weigh_kernel[(rows, tiles)](
             logits_RV, logits_RV.stride(0), temperature_R, min_p_R, top_p_R, top_k_R, first_R1,
-            peak_RT, mass_RT, level, vocabulary, tiles,
-            RESTRICTED=restricted, TILES=tiles_2, TILE=tile, num_warps=4,
+            peak_RT, mass_RT, level_RTL, vocabulary, tiles, TILES=tiles_2, TILE=tile, num_warps=4,
         )  # fmt: skip
-        if restricted:
-            count_RL, sum_RL = torch.empty((2, rows, levels), dtype=torch.int64, device=device)
-            chosen_R, size_R = torch.empty((2, rows), dtype=torch.int32, device=device)
-            start_RT = torch.empty((rows, tiles), dtype=torch.int32, device=device)
-            values = torch.empty((rows, _ROOM), dtype=torch.float32, device=device)
-            ids = torch.empty((rows, _ROOM), dtype=torch.int32, device=device)
-            _choose_kernel[(rows,)](
-                temperature_R, top_p_R, top_k_R, first_R1, peak_RT, level, count_RL, sum_RL, chosen_R, size_R, start_RT,
-                vocabulary, tiles, ROOM=_ROOM, TILES=tiles_2, num_warps=4,
-            )  # fmt: skip
-            _gather_kernel[(rows, tiles)](
-                logits_RV, logits_RV.stride(0), temperature_R, min_p_R, peak_RT, chosen_R, size_R, start_RT,
-                values, ids, vocabulary, tiles, ROOM=_ROOM, TILES=tiles_2, TILE=tile, num_warps=4,
-            )  # fmt: skip
+    if random and restricted:
+        _choose_kernel[(rows,)](
+            temperature_R, top_p_R, top_k_R, first_R1, peak_RT, level_RTL, count_RL, sum_RL, chosen_R, size_R,
+            start_RT, vocabulary, tiles, ROOM=_ROOM, TILES=tiles_2, num_warps=4,
+        )  # fmt: skip
+        _gather_kernel[(rows, tiles)](
+            logits_RV, logits_RV.stride(0), temperature_R, min_p_R, peak_RT, chosen_R, size_R, start_RT,
+            values, ids, vocabulary, tiles, ROOM=_ROOM, TILES=tiles_2, TILE=tile, num_warps=4,
+        )  # fmt: skip
     _draw_kernel[(rows,)](
         logits_RV, logits_RV.stride(0), temperature_R, min_p_R, top_p_R, top_k_R, positions_R, first_R1, seeds_D,
         None if adjustments is None else adjustments.said_R, None if adjustments is None else adjustments.last_M,
         peak_RT, best_RT, mass_RT, count_RL, sum_RL, size_R, values, ids, tokens_D, peaks_R, vocabulary, tiles,
-        REMEMBER=adjustments is not None, DRAWS=random, RESTRICTED=random and restricted,
-        ROOM=_ROOM, TILES=tiles_2, TILE=tile, num_warps=8,
+        REMEMBER=adjustments is not None, ROOM=_ROOM, TILES=tiles_2, TILE=tile, num_warps=16,
     )  # fmt: skip
 
 
@@ -700,7 +714,9 @@ def sample(logits_RV: Tensor, draws: Draws) -> tuple[list[int], list[float]]:
     peaks_R = torch.empty(rows, dtype=torch.float32, device=device)
     drawn = draws.temperature_R > 0
     on_device = DeviceDraws(
-        *(moved(each, torch.float32) for each in draws[:3]),
+        moved(draws.temperature_R, torch.float32),
+        moved(draws.min_p_R, torch.float32),
+        moved(draws.top_p_R, torch.float32),
         moved(draws.top_k_R, torch.int32),
         moved(draws.positions_R, torch.int64),
         moved(draws.first_R1, torch.int32),
