@@ -37,7 +37,8 @@ def ordinary_ids(tokenizer: Any) -> list[int]:
 
 def model_info(llm: Any) -> dict[str, str]:
     """What an `LLM` computes with."""
-    from octavo.execution.worker import choose_device, choose_dtype
+    from octavo.execution.device import choose_device
+    from octavo.execution.worker import choose_dtype
 
     engine = llm.llm_engine
     device = choose_device(engine.config.execution.device)

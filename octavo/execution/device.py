@@ -39,6 +39,7 @@ class Graph(Protocol):
 
 class Device(Protocol):
     torch: torch.device
+    uuid: str  # as the driver's tools know it
     multiprocessors: int
     fp8: bool  # whether it multiplies 8-bit floats
 
@@ -90,6 +91,7 @@ class CudaDevice:
                 f"{properties.name} has compute capability {capability[0]}.{capability[1]}; octavo needs 8.0 or newer "
                 "(Ampere and later). Use another GPU, or --device cpu"
             )
+        self.uuid = f"GPU-{properties.uuid}"
         self.multiprocessors = properties.multi_processor_count
         self.fp8 = capability >= ((9, 4) if amd else (8, 9))
         self._pool = torch.cuda.graph_pool_handle()
@@ -120,6 +122,26 @@ class CudaDevice:
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.torch)
+
+
+def choose_device(name: str) -> torch.device:
+    """auto: the first GPU if there is one, else the CPU. Raises ConfigError."""
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"--device {name!r} is not a device; use auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def open_device(device: torch.device) -> Device | None:
+    """None: a CPU needs no seam. Raises ConfigError for a GPU that cannot be used."""
+    return None if device.type == "cpu" else CudaDevice(device)
 
 
 def _unusable(device: torch.device, reason: str) -> str:

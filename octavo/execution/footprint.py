@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from octavo.checkpoint import Checkpoint
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError
+from octavo.execution.budget import Budget
+from octavo.execution.device import choose_device, open_device
 from octavo.execution.kv_cache import bytes_per_block
 from octavo.execution.worker import (
-    choose_device,
+    available_memory,
     choose_dtype,
-    free_memory,
     keeps_few_bits,
     size_cache,
     total_memory,
@@ -46,6 +47,7 @@ _SERVER = 32 * MIB  # the process that speaks HTTP
 _PER_TOKENIZER_ENTRY = 520  # bytes
 _LIBRARIES = 90 * MIB  # files in memory, where the system does not tell how many of their pages others share
 _SCRATCH = 32 * MIB  # of matrix products
+_COPIES_OF_LOGITS = 2  # on a GPU, where all are drawn from at once: themselves, and as probabilities
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,10 +85,21 @@ def footprint(config: EngineConfig, checkpoint: Checkpoint) -> Footprint:
         load_weights(model, open_source(checkpoint, True), _weigh)
     weights = _bytes(model) + sum(buffer.nbytes for buffer in model.buffers())
     runtime = _ENGINE + _SERVER + packs * _PACKING + _PER_TOKENIZER_ENTRY * model.vocab_size + _libraries()
-    free = free_memory(device, config.cache.gpu_memory_utilization)
-    taken = weights + (runtime if device.type == "cpu" else 0)
+    gpu = open_device(device)
+    workspace = _SCRATCH + config.scheduler.max_num_batched_tokens * _activations(model) * dtype.itemsize
+    if gpu is None:
+        free, total = available_memory(), total_memory()
+        room = max(free - weights - runtime, 0)
+    else:
+        free, total = gpu.memory()
+        workspace += _COPIES_OF_LOGITS * config.scheduler.max_num_seqs * model.vocab_size * 4
     try:
-        capacity, obstacle = size_cache(config, checkpoint, model, dtype, device, max(free - taken, 0)), None
+        if gpu is not None:  # as the worker has it, with what is known before: its libraries and graphs come on top
+            budget = Budget(
+                total=total, free=free - weights, weights=weights, libraries=0, activations=workspace, graphs=0
+            )
+            room = budget.room(config)
+        capacity, obstacle = size_cache(config, checkpoint, model, dtype, gpu, room), None
     except ConfigError as error:
         capacity, obstacle = None, error.message
     return Footprint(
@@ -97,9 +110,9 @@ def footprint(config: EngineConfig, checkpoint: Checkpoint) -> Footprint:
         weights=weights,
         step_reads=_step_reads(model),
         kv_token=bytes_per_block(model.cache_specs, 1, dtype),
-        workspace=_SCRATCH + config.scheduler.max_num_batched_tokens * _activations(model) * dtype.itemsize,
+        workspace=workspace,
         runtime=runtime,
-        total=total_memory(device),
+        total=total,
         free=free,
         capacity=capacity,
         obstacle=obstacle,

@@ -57,9 +57,7 @@ def bytes_per_block(specs: Sequence[CacheSpec], block_size: int, dtype: torch.dt
     return sum(2 * block_size * spec.num_kv_heads * spec.head_size * dtype.itemsize for spec in specs)
 
 
-def plan_blocks(
-    config: CacheConfig, block_bytes: int, free_bytes: int, max_model_len: int, device: torch.device
-) -> int:
+def plan_blocks(config: CacheConfig, block_bytes: int, free_bytes: int, max_model_len: int, on_gpu: bool) -> int:
     """How many blocks to allocate. free_bytes: what the device can still give (GPU: within its utilization).
 
     A CPU gets 1 GiB, or what one full context needs, and never more than half of the free memory.
@@ -68,7 +66,7 @@ def plan_blocks(
     if config.num_gpu_blocks_override is not None:
         return config.num_gpu_blocks_override
     budget = config.kv_cache_memory
-    if budget is None and device.type == "cpu":
+    if budget is None and not on_gpu:
         context = -(-max_model_len // config.block_size) * block_bytes
         budget = min(max(_CPU_DEFAULT, context), free_bytes // 2)
     elif budget is None:
@@ -86,14 +84,14 @@ def plan_blocks(
     return int(blocks)
 
 
-def plan_kept_blocks(config: CacheConfig, block_bytes: int, device: torch.device) -> int | None:
-    """How many blocks may take memory only because finished requests left content in them; None: all.
+def plan_kept_blocks(config: CacheConfig, block_bytes: int) -> int | None:
+    """How many blocks of a CPU may take memory only because finished requests left content in them; None: all.
 
-    256 MiB on a CPU whose cache was not sized by its user: memory that nothing runs in is better left to others, and
-    memory used before is quicker than memory that the system has to clear.
+    256 MiB where the cache was not sized by its user: memory that nothing runs in is better left to others, and memory
+    used before is quicker than memory that the system has to clear.
     """
     sized = config.kv_cache_memory is not None or config.num_gpu_blocks_override is not None
-    return None if sized or device.type != "cpu" else max(_CPU_KEPT // block_bytes, 1)
+    return None if sized else max(_CPU_KEPT // block_bytes, 1)
 
 
 def fit_context(asked: int | None, model_limit: int, num_blocks: int, block_size: int) -> int:
@@ -108,7 +106,7 @@ def fit_context(asked: int | None, model_limit: int, num_blocks: int, block_size
         raise ConfigError(f"--max-model-len {asked} is beyond the model's own limit of {model_limit} tokens")
     if asked > capacity:
         raise ConfigError(
-            f"--max-model-len {asked} does not fit: the KV cache holds {capacity} tokens; "
-            f"raise --kv-cache-memory or lower --max-model-len"
+            f"--max-model-len {asked} does not fit: the KV cache holds {capacity} tokens; lower --max-model-len, or "
+            "raise --kv-cache-memory or, on a GPU, --gpu-memory-utilization"
         )
     return max(asked, 1)

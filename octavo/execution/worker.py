@@ -13,8 +13,11 @@ import torch
 from octavo.checkpoint import Checkpoint
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError
+from octavo.execution.budget import Budget, measure
+from octavo.execution.device import Device, choose_device, open_device
 from octavo.execution.kv_cache import GIB, KVCache, bytes_per_block, fit_context, plan_blocks, plan_kept_blocks
 from octavo.execution.model_runner import ModelRunner
+from octavo.execution.rehearsal import largest_steps
 from octavo.kernels import cpu
 from octavo.models.registry import Model, build
 from octavo.models.weights.loader import dummy_weights, load_weights
@@ -25,30 +28,74 @@ logger = logging.getLogger(__name__)
 
 
 class Worker:
-    """Loads the model when made. Raises CheckpointError or ConfigError with what to do."""
+    """Loads the model when made. Raises CheckpointError or ConfigError with what to do.
 
-    def __init__(self, config: EngineConfig, checkpoint: Checkpoint) -> None:
-        device = choose_device(config.execution.device)
-        if device.type == "cpu":
-            cpu.use_threads(config.execution.num_threads or available_cores())
-        dtype = choose_dtype(config.model.dtype, checkpoint, device)
+    accelerator: where to run instead of the configured device (for tests).
+    """
+
+    def __init__(self, config: EngineConfig, checkpoint: Checkpoint, accelerator: Device | None = None) -> None:
         started = time.monotonic()
-        model = _load(config, checkpoint, dtype, device)
-        free = free_memory(device, config.cache.gpu_memory_utilization)
-        self.capacity = size_cache(config, checkpoint, model, dtype, device, free)
-        blocks, block_size, context = self.capacity.num_blocks, config.cache.block_size, self.capacity.max_model_len
-        block_bytes = bytes_per_block(model.cache_specs, block_size, dtype)
-        cache = KVCache(model.cache_specs, blocks, block_size, dtype, device)
-        self._runner = ModelRunner(model, cache, context, config.scheduler.max_num_batched_tokens, device)
-        logger.info(
-            "%s in %s on %s after %.1f s; KV cache: %d blocks of %d tokens, %.2f GiB; context %d",
-            checkpoint.name, str(dtype).removeprefix("torch."), device, time.monotonic() - started,
-            blocks, block_size, blocks * block_bytes / GIB, context,
-        )  # fmt: skip
+        self._config = config
+        self._checkpoint = checkpoint
+        self._accelerator = accelerator or open_device(choose_device(config.execution.device))
+        self._device = torch.device("cpu") if self._accelerator is None else self._accelerator.torch
+        if self._accelerator is None:
+            cpu.use_threads(config.execution.num_threads or available_cores())
+        self._dtype = choose_dtype(config.model.dtype, checkpoint, self._device)
+        self._cache_dtype = self._dtype
+        free = 0 if self._accelerator is None else self._accelerator.memory()[0]
+        self._model = self._load()
+        room = available_memory() if self._accelerator is None else self._budget(self._accelerator, free).room(config)
+        self.capacity = size_cache(config, checkpoint, self._model, self._cache_dtype, self._accelerator, room)
+        self._runner = self._make_runner(self.capacity.num_blocks, self.capacity.max_model_len)
+        self._log(time.monotonic() - started)
 
     def submit(self, plan: StepPlan) -> Pending:
         """Begin a step, behind those begun before. Its result may be awaited in another thread."""
         return Computed(self._runner.run(plan))
+
+    def _load(self) -> Model:
+        try:
+            return _load(self._config, self._checkpoint, self._dtype, self._device)
+        except torch.OutOfMemoryError:
+            assert self._accelerator is not None
+            free, total = self._accelerator.memory()
+            raise ConfigError(
+                f"the weights of {self._checkpoint.name} find no room on {self._device}: of its {total / GIB:.2f} GiB "
+                f"{free / GIB:.2f} are left. Free memory that other programs hold, name another GPU (--device cuda:N), "
+                "or choose a smaller or quantized model"
+            ) from None
+
+    def _make_runner(self, num_blocks: int, context: int) -> ModelRunner:
+        block_size = self._config.cache.block_size
+        cache = KVCache(self._model.cache_specs, num_blocks, block_size, self._cache_dtype, self._device)
+        most_tokens = self._config.scheduler.max_num_batched_tokens
+        return ModelRunner(self._model, cache, context, most_tokens, self._device)
+
+    def _budget(self, accelerator: Device, free_before: int) -> Budget:
+        budget = measure(accelerator, free_before, self._rehearse, self._config)
+        logger.info("memory of %s, %s: %s", self._device, accelerator.uuid, budget)
+        return budget
+
+    def _rehearse(self) -> int:
+        ability = self._model.ability
+        context = longest_text(self._config, self._checkpoint, self._model)
+        runner = self._make_runner(1, context)
+        draws, whole = "generate" in ability.tasks, ability.whole_prompts
+        block_size = self._config.cache.block_size
+        for plan in largest_steps(self._config.scheduler, context, block_size, draws=draws, whole_prompts=whole):
+            runner.run(plan)
+        return 0
+
+    def _log(self, seconds: float) -> None:
+        blocks, block_size, context = self.capacity.num_blocks, self.capacity.block_size, self.capacity.max_model_len
+        bytes_ = blocks * bytes_per_block(self._model.cache_specs, block_size, self._cache_dtype)
+        tokens = blocks * block_size
+        logger.info(
+            "%s in %s on %s after %.1f s; KV cache: %d tokens, %.2f GiB; at most %.1f full contexts of %d at once",
+            self._checkpoint.name, str(self._dtype).removeprefix("torch."), self._device, seconds,
+            tokens, bytes_ / GIB, tokens / context, context,
+        )  # fmt: skip
 
 
 def _load(config: EngineConfig, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Model:
@@ -66,15 +113,15 @@ def keeps_few_bits(config: EngineConfig, device: torch.device) -> bool:
 
 
 def size_cache(
-    config: EngineConfig, checkpoint: Checkpoint, model: Model, dtype: torch.dtype, device: torch.device, free: int
+    config: EngineConfig, checkpoint: Checkpoint, model: Model, cache_dtype: torch.dtype, gpu: Device | None, free: int
 ) -> Capacity:
     """What a worker can take on, with `free` bytes left beside the model. Raises ConfigError if that is nothing."""
     block_size = config.cache.block_size
-    block_bytes = bytes_per_block(model.cache_specs, block_size, dtype)
+    block_bytes = bytes_per_block(model.cache_specs, block_size, cache_dtype)
     asked = config.model.max_model_len
     limit = longest_text(config, checkpoint, model)
     longest = limit if asked in (None, -1) else min(asked or 1, limit)
-    blocks = plan_blocks(config.cache, block_bytes, free, longest, device)
+    blocks = plan_blocks(config.cache, block_bytes, free, longest, gpu is not None)
     if model.ability.whole_prompts:  # nothing stays from one step to the next
         blocks = min(blocks, config.scheduler.max_num_batched_tokens // block_size + config.scheduler.max_num_seqs)
     return Capacity(
@@ -82,9 +129,9 @@ def size_cache(
         block_size=block_size,
         max_model_len=fit_context(asked, limit, blocks, block_size),
         vocab_size=model.vocab_size,
-        kept_blocks=plan_kept_blocks(config.cache, block_bytes, device),
+        kept_blocks=None if gpu is not None else plan_kept_blocks(config.cache, block_bytes),
         ability=model.ability,
-        gpus=[f"GPU-{torch.cuda.get_device_properties(device).uuid}"] if device.type == "cuda" else [],
+        gpus=[] if gpu is None else [gpu.uuid],
     )
 
 
@@ -107,21 +154,6 @@ def longest_text(config: EngineConfig, checkpoint: Checkpoint, model: Model) -> 
     return min(limit, room)
 
 
-def choose_device(name: str) -> torch.device:
-    """auto: the first GPU if there is one, else the CPU. Raises ConfigError."""
-    if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"--device {name!r} is not a device; use auto, cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"--device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
-    return device
-
-
 def choose_dtype(asked: str, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
     """auto: a GPU's float16 checkpoints stay so, all else is bfloat16; float32 where a CPU cannot multiply that."""
     if asked != "auto":
@@ -138,18 +170,8 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def free_memory(device: torch.device, utilization: float) -> int:
-    """Bytes that the KV cache may take: what the machine has free, or a GPU's share less what is in use there."""
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return max(int(total * utilization) - (total - free), 0)
-    return available_memory()
-
-
-def total_memory(device: torch.device) -> int:
-    """Bytes that the device has, whoever uses them; of a container, its limit."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
+def total_memory() -> int:
+    """Bytes of memory that the machine has, whoever uses them; of a container, its limit."""
     present = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min(present, _kernel_figure("/sys/fs/cgroup/memory.max", r"^(\d+)$") or present)
 

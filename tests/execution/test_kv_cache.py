@@ -11,7 +11,7 @@ from octavo.execution.kv_cache import GIB, KVCache, bytes_per_block, fit_context
 from octavo.layers.attention.backend import CacheSpec
 
 SPECS = [CacheSpec(2, 8), CacheSpec(1, 16)]
-CPU, GPU = torch.device("cpu"), torch.device("cuda")
+CPU = torch.device("cpu")
 
 
 def test_a_block_costs_keys_and_values_of_every_layer():
@@ -32,27 +32,27 @@ def test_layers_of_one_kind_share_a_tensor_and_no_memory():
 
 
 @pytest.mark.parametrize(
-    ("config", "device", "free", "blocks"),
+    ("config", "on_gpu", "free", "blocks"),
     [
-        ({"kv_cache_memory": 1000}, CPU, 2000, 10),
-        ({"num_gpu_blocks_override": 7}, CPU, 0, 7),
-        ({}, CPU, 100 * GIB, GIB // 100),  # the default
-        ({}, CPU, 1000, 5),  # half of a small machine
-        ({}, GPU, 5000, 50),  # all that the utilization leaves
+        ({"kv_cache_memory": 1000}, False, 2000, 10),
+        ({"num_gpu_blocks_override": 7}, False, 0, 7),
+        ({}, False, 100 * GIB, GIB // 100),  # the default
+        ({}, False, 1000, 5),  # half of a small machine
+        ({}, True, 5000, 50),  # all that the utilization leaves
     ],
 )
-def test_blocks_fill_the_budget(config, device, free, blocks):
-    assert plan_blocks(CacheConfig(**config), 100, free, 64, device) == blocks
+def test_blocks_fill_the_budget(config, on_gpu, free, blocks):
+    assert plan_blocks(CacheConfig(**config), 100, free, 64, on_gpu) == blocks
 
 
 def test_a_cpu_gets_at_least_one_full_context():
-    assert plan_blocks(CacheConfig(), 10**6, 100 * GIB, 16 * 5000, CPU) == 5000
+    assert plan_blocks(CacheConfig(), 10**6, 100 * GIB, 16 * 5000, False) == 5000
 
 
 @pytest.mark.parametrize("config", [{"kv_cache_memory": 99}, {"kv_cache_memory": 10**9}])
 def test_a_budget_that_cannot_work_says_what_to_do(config):
     with pytest.raises(ConfigError, match="memory"):
-        plan_blocks(CacheConfig(**config), 100, 10**6, 64, CPU)
+        plan_blocks(CacheConfig(**config), 100, 10**6, 64, False)
 
 
 @pytest.mark.parametrize(("asked", "length"), [(None, 160), (-1, 160), (100, 100)])

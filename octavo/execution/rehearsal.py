@@ -1,0 +1,52 @@
+"""The largest steps that there can be, of made-up prompts: run once before there is a KV cache, they show what memory
+steps need and compile what is compiled at its first use.
+
+All sequences share block 0: their numbers mean nothing. Knows plans, not how they are run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from octavo.config import SchedulerConfig
+from octavo.plan import Row, SequenceSpec, StepPlan
+from octavo.request import SamplingParams
+
+_NEIGHBOURS = 1024  # tokens in the context of those that decode beside the long prompt
+
+#: Everything that makes drawing costly.
+_PARAMS = SamplingParams(
+    temperature=0.8, top_k=50, top_p=0.9, min_p=0.01, presence_penalty=0.1, repetition_penalty=1.1, logprobs=20
+)
+
+
+def largest_steps(
+    config: SchedulerConfig, context: int, block_size: int, *, draws: bool, whole_prompts: bool
+) -> Iterator[StepPlan]:
+    """One with as many tokens and sequences as a step may have, then one in which each sequence has one token.
+
+    context: tokens that a sequence can come to. draws: whether the model has logits to draw from. A runner that has run
+    all of them knows no sequence any more.
+    """
+    most = config.max_num_batched_tokens
+    sequences = min(config.max_num_seqs, most)
+    before: list[int] = []
+    for step, counts in enumerate((_shares(most, sequences, context), [1] * sequences)):
+        ids = list(range(step * sequences, (step + 1) * sequences))
+        ends = [context, *[max(count, min(context, _NEIGHBOURS)) for count in counts[1:]]]
+        rows = [
+            Row(each, end - count, [0] * count, 0, [0] * -(-end // block_size), int(draws))
+            for each, count, end in zip(ids, counts, counts if whole_prompts else ends, strict=True)
+        ]
+        yield StepPlan(step, [SequenceSpec(each, [0], 1, _PARAMS, each, [], []) for each in ids], rows, [], before)
+        before = ids
+    yield StepPlan(2, [], [], [], before)
+
+
+def _shares(tokens: int, sequences: int, context: int) -> list[int]:
+    """Of each sequence: at least one, the first ones as many as they can have."""
+    counts = []
+    for others in reversed(range(sequences)):
+        counts.append(min(context, tokens - others))
+        tokens -= counts[-1]
+    return counts
