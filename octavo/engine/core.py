@@ -1,13 +1,17 @@
 """EngineCore: schedule → execute → update, the only loop of the engine. Token ids in, token ids out.
 
-One thread drives it. It knows neither text nor sockets; the faces and the process around it do.
+An executor that takes steps ahead is given the next one while it computes: what the one before draws is not known then,
+and the scheduler plans with it all the same. One thread drives the loop. It knows neither text nor sockets; the faces
+and the process around it do.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from msgspec import Struct, field
 
@@ -17,9 +21,10 @@ from octavo.engine.guidance import Grammar, Grammars, Guides
 from octavo.errors import InvalidRequest
 from octavo.execution.executor import Executor
 from octavo.metrics import EngineStats
-from octavo.plan import Row, StepPlan
+from octavo.plan import Pending, Row, StepPlan
 from octavo.request import Output, Request
 from octavo.scheduling.scheduler import Scheduler
+from octavo.scheduling.step import Step
 from octavo.snapshot import Blocks
 
 _LONG_CONTEXT = 1024  # tokens; attending to so many costs about as much as everything else
@@ -32,11 +37,30 @@ class StepOutputs(Struct, frozen=True, array_like=True):
     started: dict[str, float] = field(default_factory=dict)
     stats: EngineStats = field(default_factory=EngineStats)
     work: float = 0.0  # of the step, as `work` counts it
-    seconds: float = 0.0  # that the step took
+    seconds: float = 0.0  # that the step took; of one that began under way of another, since that one's end
     released: list[str] = field(default_factory=list)  # aborted requests: of their ids nothing more is said
-    shares: dict[str, float] = field(default_factory=dict)  # each request's part of `work`; together all of it
+    #: Each request's part of `work`: together all of it, but for what was computed for those that had ended meanwhile.
+    shares: dict[str, float] = field(default_factory=dict)
     preempted: list[str] = field(default_factory=list)  # requests, once for each of their sequences that was
     joules: float | None = None  # that the machine used meanwhile, where it can be measured
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    """A step that was submitted and not collected."""
+
+    plan: StepPlan
+    step: Step
+    work: float
+    began: float
+    pending: Pending
+
+    def shares(self) -> dict[str, float]:
+        shares: dict[str, float] = {}
+        for row in self.plan.rows:
+            if (whose := self.step.whose(row.sequence_id)) is not None:
+                shares[whose[0]] = shares.get(whose[0], 0.0) + row_work(row)
+        return shares
 
 
 class EngineCore:
@@ -61,6 +85,8 @@ class EngineCore:
         self._guides = Guides(grammars) if grammars is not None else None
         self._clock = clock
         self._meter = meter
+        self._under_way: deque[_UnderWay] = deque()
+        self._settled = 0.0, 0.0  # seconds and joules that are accounted for
         capacity = executor.capacity
         self.scheduler = Scheduler(
             config.scheduler,
@@ -75,7 +101,8 @@ class EngineCore:
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work
+        """A step that is under way has to be taken in, even if all that it was for has ended."""
+        return self.scheduler.has_work or bool(self._under_way)
 
     def add(self, request: Request, grammar: Grammar | None = None) -> None:
         """Its grammar is compiled unless it is given. Raises InvalidRequest or Overloaded; then it was never here."""
@@ -96,47 +123,55 @@ class EngineCore:
         if self._guides is not None:
             self._guides.drop(request_id, index)
 
-    def plan(self) -> StepPlan:
-        """What the next step computes; `run` must follow."""
-        return self.scheduler.schedule()
+    def step(self, announce: Callable[[float], None] = lambda _: None) -> StepOutputs:
+        """One turn of the loop: submit what can be, then take in what came of the first step under way.
 
-    def run(self, plan: StepPlan) -> StepOutputs:
-        """Compute it and take in what came of it."""
-        began = self._clock()
-        used = self._meter() if self._meter else 0.0
-        started = dict.fromkeys(self.scheduler.started, began)
-        shares = self._shares(plan)
-        outputs = self._compute(plan) if self._guides is None else self._guided(plan, self._guides)
+        announce: told of each step how much work it is, before it is waited for.
+        """
+        if self._under_way:
+            announce(self._under_way[0].work)
+        while len(self._under_way) <= self._steps_ahead and (plan := self.scheduler.schedule()) is not None:
+            self._submit(plan, announce)
+        return self._collect()
+
+    @property
+    def _steps_ahead(self) -> int:
+        """What a grammar allows next is known when all that was drawn is."""
+        return 0 if self._guides else self.executor.capacity.steps_ahead
+
+    def _submit(self, plan: StepPlan, announce: Callable[[float], None]) -> None:
+        amount, began = work(plan), self._clock()
+        if not self._under_way:
+            self._settled = began, self._meter() if self._meter else 0.0
+            announce(amount)
+        step = self.scheduler.under_way[-1]
+        if self._guides:
+            self._guides.mask(plan, step.whose)
+        self._under_way.append(_UnderWay(plan, step, amount, began, self.executor.submit(plan)))
+
+    def _collect(self) -> StepOutputs:
+        first = self._under_way.popleft()
+        result = first.pending.result()
+        step = first.step
+        if self._guides:
+            result = self._guides.advance(result, step.whose)
+        started = {group.request.request_id: first.began for group in step.started if group.live}
+        preempted = [each.group.request.request_id for each in step.preempted if each.alive]
+        shares = first.shares()
+        outputs = self.scheduler.update(result)
+        if self._guides:
+            self._guides.forget(outputs)
+        (seconds, joules), self._settled = self._settled, (self._clock(), self._meter() if self._meter else 0.0)
         return StepOutputs(
             outputs,
             started,
-            self.stats(plan.token_count),
-            work(plan),
-            self._clock() - began,
+            self.stats(first.plan.token_count),
+            first.work,
+            self._settled[0] - seconds,
             shares=shares,
-            preempted=list(self.scheduler.preempted),
-            joules=self._meter() - used if self._meter else None,
+            preempted=preempted,
+            joules=self._settled[1] - joules if self._meter else None,
         )
-
-    def _shares(self, plan: StepPlan) -> dict[str, float]:
-        shares: dict[str, float] = {}
-        for row in plan.rows:
-            request_id = self.scheduler.request_of(row)
-            shares[request_id] = shares.get(request_id, 0.0) + row_work(row)
-        return shares
-
-    def _compute(self, plan: StepPlan) -> list[Output]:
-        return self.scheduler.update(self.executor.submit(plan).result())
-
-    def _guided(self, plan: StepPlan, guides: Guides) -> list[Output]:
-        guides.mask(plan, self.scheduler.whose)
-        outputs = self.scheduler.update(guides.advance(self.executor.submit(plan).result(), self.scheduler.whose))
-        guides.forget(outputs)
-        return outputs
-
-    def step(self) -> StepOutputs:
-        """One turn of the loop."""
-        return self.run(self.plan())
 
     def stats(self, step_tokens: int = 0) -> EngineStats:
         scheduler = self.scheduler

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from octavo.energy import find_meter
 from octavo.engine.channel import UNANNOUNCED_WORK, Abort, Add, Began, FromCore, Look, Seen, Stepped, ToCore
 from octavo.engine.compiling import Compiled, Compiling
-from octavo.engine.core import EngineCore, StepOutputs, work
+from octavo.engine.core import EngineCore, StepOutputs
 from octavo.engine.grammar_trial import Trial
 from octavo.engine.guidance import Grammar, Grammars
 from octavo.errors import EngineDead, InvalidRequest, OctavoError, Overloaded
@@ -109,10 +109,7 @@ def turn(
     if refused or released or not core.has_work:
         send(Stepped(StepOutputs(refused, stats=core.stats(), released=released)))
     if core.has_work:
-        plan = core.plan()
-        if (large := work(plan)) > UNANNOUNCED_WORK:
-            send(Began(large))
-        send(Stepped(core.run(plan)))
+        send(Stepped(core.step(lambda work: send(Began(work)) if work > UNANNOUNCED_WORK else None)))
 
 
 def _listen(link: FrameSocket[ToCore], inbox: Inbox) -> None:

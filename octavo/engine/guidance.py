@@ -31,7 +31,8 @@ _BYTES, _BYTES_PER_CHARACTER, _BYTES_PER_MASK = 2**18, 256, 64  # that one is ta
 _LONGEST_USE = 2**18  # masks of one compiled grammar; what was found out for them is never forgotten
 _MOST_ITEMS_IN_ROW = 2000  # readings of the text so far that a matcher follows
 _STACK = 2**28  # bytes for the compiler, which descends into grammars; only what is used takes memory
-Whose = Callable[[int], tuple[str, int]]  # a row's sequence id -> request id, and which of its sequences
+#: A row's sequence id -> request id, and which of its sequences; None once that has ended.
+Whose = Callable[[int], tuple[str, int] | None]
 
 
 class Matcher(Protocol):
@@ -216,6 +217,10 @@ class Guides:
         self._grammars = grammars
         self._guided: dict[str, _Guided] = {}
 
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._guided)
+
     def add(self, request: Request, grammar: Grammar) -> None:
         """Sequences that another core began go on where they were. Raises InvalidRequest."""
         guided = _Guided(grammar, frozenset(request.params.stop_token_ids), {})
@@ -236,11 +241,9 @@ class Guides:
 
     def mask(self, plan: StepPlan, whose: Whose) -> None:
         """Say in the plan what may be drawn."""
-        if not self._guided:
-            return
         for row in plan.rows:
-            request_id, index = whose(row.sequence_id)
-            if row.draws and (guided := self._guided.get(request_id)) is not None:
+            guided, index = self._find(whose(row.sequence_id))
+            if row.draws and guided is not None:
                 plan.masks[row.sequence_id] = self._mask(guided, guided.matchers[index])
 
     def _mask(self, guided: _Guided, matcher: Matcher) -> bytes:
@@ -254,12 +257,14 @@ class Guides:
 
     def advance(self, result: StepResult, whose: Whose) -> StepResult:
         """Follow what was drawn; in the result stands then after which draws nothing may follow."""
-        if not self._guided:
-            return result
-        return StepResult(result.step, [self._follow(row, *whose(row.sequence_id)) for row in result.rows])
+        rows = [self._follow(row, *self._find(whose(row.sequence_id))) for row in result.rows]
+        return StepResult(result.step, rows)
 
-    def _follow(self, row: RowResult, request_id: str, index: int) -> RowResult:
-        guided = self._guided.get(request_id)
+    def _find(self, sequence: tuple[str, int] | None) -> tuple[_Guided | None, int]:
+        """What a sequence has to follow, and which of its request's it is."""
+        return (None, 0) if sequence is None else (self._guided.get(sequence[0]), sequence[1])
+
+    def _follow(self, row: RowResult, guided: _Guided | None, index: int) -> RowResult:
         if guided is None:
             return row
         matcher = guided.matchers[index]
@@ -288,7 +293,7 @@ class Guides:
 
     def forget(self, outputs: Iterable[Output]) -> None:
         """Those that have ended."""
-        for output in outputs if self._guided else ():
+        for output in outputs:
             if output.finish_reason is not None:
                 self.drop(output.request_id, None if output.error is not None else output.index)
 

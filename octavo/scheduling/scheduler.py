@@ -2,22 +2,25 @@
 
 A step gives each sequence min(known - computed, what the budget leaves). A prompt in chunks, a prefix found in the
 cache, one token of decoding and the recomputation after a preemption are all that rule; nothing here asks which.
-Calls alternate: `schedule()` makes a plan, `update(result)` takes what it produced; `add` and `abort` come between.
+`schedule()` makes a plan, `update(result)` takes what came of the first one that it has not taken; several may be under
+way. A token that was drawn and not seen yet is ordered as `DRAWN`. `add` and `abort` come at any time.
 """
 
 from __future__ import annotations
 
 from bisect import insort
+from collections import deque
 
 from octavo.config import SchedulerConfig
 from octavo.errors import ContextTooLong, Overloaded
-from octavo.plan import Row, RowResult, StepPlan, StepResult, fork_seed
+from octavo.plan import DRAWN, Row, RowResult, StepPlan, StepResult, fork_seed
 from octavo.request import BACKGROUND, Continuation, FinishReason, Logprobs, Output, Request
 from octavo.scheduling import beam
 from octavo.scheduling.blocks import BlockPool
 from octavo.scheduling.policy import POLICIES
 from octavo.scheduling.prefix_cache import PrefixCache
 from octavo.scheduling.sequence import Group, Hypothesis, Sequence
+from octavo.scheduling.step import Part, Step
 
 
 class Scheduler:
@@ -49,13 +52,13 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.preemptions = 0
         self.refused_requests = self.refused_tokens = 0  # requests, because too many or too many tokens waited
-        self.started: list[str] = []  # requests whose first tokens are in the latest plan
-        self.preempted: list[str] = []  # requests that gave way in it, once for each of their sequences that did
+        self.under_way: deque[Step] = deque()  # planned, and without a result yet
+        self._started: list[Group] = []  # since the latest plan
+        self._preempted: list[Sequence] = []
         self._crowded = False  # somebody found no place in the latest step
         self._policy = POLICIES[config.scheduling_policy]
         self._reserve = int(config.watermark * num_blocks)
         self._groups: dict[str, Group] = {}
-        self._in_flight: dict[int, tuple[Sequence, int, int]] = {}  # sequence id -> (sequence, start, end) of its row
         self._removed: list[int] = []  # ids to tell the workers with the next plan
         self._arrivals = self._ids = self._steps = 0
         self._queued_requests = self._queued_tokens = 0  # that have not started; tokens of their prompts
@@ -85,7 +88,8 @@ class Scheduler:
             self._check_queue(length)
         key = self._policy(request, self._arrivals)
         root = self.prefix_cache.root(request.adapter, request.cache_salt)
-        group = Group(request, key, frozenset(request.end_token_ids), forked=bool(request.resumes))
+        longest = min(length + request.max_tokens, self._capacity)
+        group = Group(request, key, frozenset(request.end_token_ids), longest, forked=bool(request.resumes))
         self._arrivals += 1
         self._groups[request.request_id] = group  # from here on nothing can fail
         for known in request.resumes or [Continuation(0, [])]:
@@ -120,25 +124,23 @@ class Scheduler:
 
     # ------------------------------------------------------------------ schedule
 
-    def whose(self, sequence_id: int) -> tuple[str, int]:
-        """Of a sequence in the step under way: its request, and which of that one's sequences it is."""
-        sequence, _, _ = self._in_flight[sequence_id]
-        return sequence.group.request.request_id, sequence.index
-
-    def schedule(self) -> StepPlan:
-        """The next step. Owners of blocks and `computed` move only here and in `update`."""
+    def schedule(self) -> StepPlan | None:
+        """The next step; None while there is nothing to compute before another result is taken."""
         plan = StepPlan(step=self._steps, added=[], rows=[], copies=[], removed=[])
-        self.started.clear()
-        self.preempted.clear()
-        self._steps += 1
+        parts: dict[int, Part] = {}
         self._make_way()
-        preempted = self._continue_running(plan)
+        preempted = self._continue_running(plan, parts)
         if not preempted:
-            self._admit_waiting(plan)
-        while not plan.rows and self.waiting and self.running:
+            self._admit_waiting(plan, parts)
+        while not parts and not self.under_way and self.waiting and self.running:
             # Only beams that wait for their siblings run, and hold the blocks those need.
             self._preempt(self.running[-1])
-            self._admit_waiting(plan)
+            self._admit_waiting(plan, parts)
+        if not parts:
+            return None
+        self.under_way.append(Step(self._steps, parts, self._started, self._preempted))
+        self._started, self._preempted = [], []
+        self._steps += 1
         plan.removed.extend(self._removed)
         self._removed.clear()
         return plan
@@ -151,7 +153,7 @@ class Scheduler:
                 self._preempt(last)
         self._crowded = False
 
-    def _continue_running(self, plan: StepPlan) -> bool:
+    def _continue_running(self, plan: StepPlan, parts: dict[int, Part]) -> bool:
         """Rows for running sequences, in order; preempts from the end while blocks are short."""
         budget = self.config.max_num_batched_tokens
         before = self.preemptions
@@ -165,17 +167,17 @@ class Scheduler:
                 if victim is sequence:
                     return True
             if count:
-                self._order_row(plan, sequence, count)
+                parts[sequence.id] = self._order_row(plan, sequence, count)
                 budget -= count
             position += 1
         return self.preemptions > before
 
-    def _admit_waiting(self, plan: StepPlan) -> None:
+    def _admit_waiting(self, plan: StepPlan, parts: dict[int, Part]) -> None:
         budget = self.config.max_num_batched_tokens - plan.token_count
         while budget > 0 and len(self.running) < self.config.max_num_seqs:
-            sequence = next((candidate for candidate in self.waiting if candidate.missing), None)
-            if sequence is None:
-                break
+            sequence = next((candidate for candidate in self.waiting if candidate.promised or candidate.missing), None)
+            if sequence is None or sequence.promised:
+                break  # nobody overtakes one whose token is on its way
             self._adopt_prefix(sequence)
             count = self._share(sequence, budget)
             if not count or not self._grow(plan, sequence, count, reserve=self._reserve if self.running else 0):
@@ -184,7 +186,7 @@ class Scheduler:
             self.waiting.remove(sequence)
             insort(self.running, sequence, key=_order)
             self._count_prefix(sequence)
-            self._order_row(plan, sequence, count)
+            parts[sequence.id] = self._order_row(plan, sequence, count)
             budget -= count
         self._crowded = budget > 0 and bool(self.waiting)
 
@@ -212,27 +214,29 @@ class Scheduler:
         sequence.blocks.extend(self.pool.allocate() for _ in range(fresh))
         return True
 
-    def _order_row(self, plan: StepPlan, sequence: Sequence, count: int) -> None:
+    def _order_row(self, plan: StepPlan, sequence: Sequence, count: int) -> Part:
         if not sequence.known_to_workers:
             plan.added.append(sequence.spec())
             sequence.known_to_workers = True
         start, end = sequence.computed, sequence.computed + count
         group = sequence.group
         draws = 0
-        if end == len(sequence.tokens):
+        if last := end == len(sequence.tokens) + sequence.promised:
             draws = 1 if group.forked else group.request.draws
         plan.rows.append(
             Row(
                 sequence_id=sequence.id,
                 start=start,
-                token_ids=sequence.tokens[start:end],
+                token_ids=sequence.tokens[start:end] or [DRAWN],
                 first_block=sequence.sent,
                 block_ids=sequence.blocks[sequence.sent :],
                 draws=draws,
             )
         )
         sequence.sent = len(sequence.blocks)
-        self._in_flight[sequence.id] = (sequence, start, end)
+        sequence.computed = end
+        sequence.promised += last
+        return Part(sequence, start, end, sequence.incarnation, last)
 
     def _adopt_prefix(self, sequence: Sequence) -> None:
         """Start from the blocks that the prefix cache holds; at least one token is left to compute."""
@@ -253,7 +257,7 @@ class Scheduler:
         if group.cached_tokens is None:
             self._leave_queue(group)
             group.cached_tokens = sequence.computed
-            self.started.append(group.request.request_id)
+            self._started.append(group)
             if self.prefix_cache.enabled and not group.forked:
                 self.prefix_cache.queries += len(sequence.tokens)
                 self.prefix_cache.hits += sequence.computed
@@ -263,50 +267,53 @@ class Scheduler:
         self._queued_tokens -= len(group.request.prompt_token_ids)
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Give all its blocks back and queue it again: its known tokens will be computed once more."""
+        """Give all its blocks back and queue it again: its known tokens will be computed once more.
+
+        What its rows under way write into those blocks is over before whoever gets them writes there.
+        """
         self.running.remove(sequence)
         self._give_up_blocks(sequence)
         self._forget(sequence)
         insort(self.waiting, sequence, key=_order)
         self.preemptions += 1
-        self.preempted.append(sequence.group.request.request_id)
-
-    def request_of(self, row: Row) -> str:
-        """Whose a row of the latest plan is."""
-        sequence, _, _ = self._in_flight[row.sequence_id]
-        return sequence.group.request.request_id
+        self._preempted.append(sequence)
 
     # ------------------------------------------------------------------ update
 
     def update(self, result: StepResult) -> list[Output]:
-        """Take a step's results: tokens become known, full blocks findable, finished sequences leave."""
-        for sequence, _, end in self._in_flight.values():
-            if sequence.known_to_workers:  # neither aborted nor preempted meanwhile
-                self._advance(sequence, end)
+        """Take the results of the first step under way: tokens become known, full blocks findable, sequences end."""
+        step = self.under_way.popleft()
+        assert result.step == step.number
+        failed = {row.sequence_id for row in result.rows if row.error is not None}
+        for part in step.parts.values():
+            sequence = part.sequence
+            sequence.promised -= part.promises
+            if sequence.incarnation == part.incarnation and sequence.id not in failed:
+                self._make_findable(sequence, part.end)
         outputs: list[Output] = []
         for row in result.rows:
-            sequence, start, _ = self._in_flight[row.sequence_id]
+            part = step.parts[row.sequence_id]
+            sequence = part.sequence
             group = sequence.group
-            if self._groups.get(group.request.request_id) is not group or sequence not in group.live:
-                continue
+            if sequence not in group.live:
+                continue  # it ended meanwhile
             if row.error is not None:
                 outputs.append(self._fail(group, row))
                 continue
             if row.prompt_logprobs is not None and not group.forked:
-                group.prompt_logprobs[start:] = row.prompt_logprobs  # a preempted prompt starts over
+                group.prompt_logprobs[part.start :] = row.prompt_logprobs  # a preempted prompt starts over
             if row.pooled is not None:
                 outputs.append(self._take_pooled(sequence, row.pooled))
             if row.token_ids:
                 outputs.extend(self._take_beams(sequence, row) if group.request.beam else self._take(sequence, row))
-        self._in_flight.clear()
         return outputs
 
-    def _advance(self, sequence: Sequence, end: int) -> None:
-        sequence.computed = end
-        if not self.prefix_cache.enabled:
+    def _make_findable(self, sequence: Sequence, end: int) -> None:
+        """Positions up to `end` are computed."""
+        full = end // self.block_size
+        if full == sequence.findable or not self.prefix_cache.enabled:
             return
         self.prefix_cache.extend(sequence.keys, sequence.tokens, end)
-        full = end // self.block_size
         for logical in range(sequence.findable, full):
             self.prefix_cache.insert(sequence.keys[logical + 1], sequence.blocks[logical])
         sequence.findable = full
@@ -316,7 +323,7 @@ class Scheduler:
         group = sequence.group
         members = [sequence]
         if not group.forked:
-            group.forked = True
+            group.fork()
             members += [self._fork(sequence, index) for index in range(1, len(row.token_ids))]
         outputs = []
         for place, (member, token) in enumerate(zip(members, row.token_ids, strict=True)):
@@ -345,15 +352,14 @@ class Scheduler:
         assert row.logprobs is not None
         sequence.candidates = list(zip(row.token_ids, row.logprobs[0].logprobs, strict=True))
         group = sequence.group
-        group.forked = True
+        group.fork()
         search = group.request.beam
         assert search is not None
         if not all(member.candidates for member in group.live):
             return []
         successors, ended = beam.advance(group.live, search.beam_width, group.ends)
         group.hypotheses.extend(ended)
-        length = sequence.output_length + 1
-        if not successors or length >= group.request.max_tokens or len(sequence.tokens) + 1 >= self._capacity:
+        if not successors or len(sequence.tokens) + 1 >= group.longest:
             best = beam.finish(successors, group.hypotheses, search.beam_width, search.length_penalty)
             outputs = [_beam_output(group, index, hypothesis) for index, hypothesis in enumerate(best)]
             self.abort(group.request.request_id)
@@ -403,7 +409,7 @@ class Scheduler:
             return "stop"
         if sequence.output_length > request.params.min_tokens and token in sequence.group.ends:
             return "stop"
-        if sequence.output_length >= request.max_tokens or len(sequence.tokens) >= self._capacity:
+        if len(sequence.tokens) >= sequence.group.longest:
             return "length"
         return None
 
@@ -454,6 +460,7 @@ class Scheduler:
         self.pool.release(sequence.blocks)
         sequence.blocks = []
         sequence.computed = sequence.findable = sequence.sent = 0
+        sequence.incarnation += 1
 
     def _forget(self, sequence: Sequence) -> None:
         if sequence.known_to_workers:

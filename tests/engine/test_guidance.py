@@ -148,15 +148,15 @@ def test_every_schedule_gives_the_same(config):
         alone |= run(each)
     engine = core(**{name: value for name, value in config.items() if name != "num"})
     if "num" in config:  # of steps, each of which preempts everybody
-        steps = engine.plan
+        schedule = engine.scheduler.schedule
 
-        def plan():
+        def preempt_and_schedule():
             if engine.scheduler._steps % config["num"] == 3:
                 for sequence in list(engine.scheduler.running):
                     engine.scheduler._preempt(sequence)
-            return steps()
+            return schedule()
 
-        engine.plan = plan
+        engine.scheduler.schedule = preempt_and_schedule
     assert run(*requests, engine=engine) == alone
 
 

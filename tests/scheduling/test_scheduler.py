@@ -86,9 +86,10 @@ def test_the_plan_tells_workers_everything_once():
     scheduler, model = make_scheduler(), make_model()
     scheduler.add(make_request("a", range(10), max_tokens=3))
     run_to_end(scheduler, model)
-    assert model.specs
-    model.run(scheduler.schedule())
-    assert not model.specs
+    assert len(model.specs) == 1
+    scheduler.add(make_request("b", range(10), max_tokens=1))
+    plan, _ = step(scheduler, model)
+    assert len(plan.removed) == len(plan.added) == len(model.specs) == 1
 
 
 def test_a_cached_prefix_is_not_computed_again_and_salts_keep_tenants_apart():

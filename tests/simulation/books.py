@@ -5,6 +5,7 @@ Each has a name that a `Violation` says. `World` checks the last ones, from wher
 budget      a plan keeps within its tokens and its sequences, and gets something done whenever there is work
 writable    a block is written only by its one owner, and never while the prefix cache offers it
 row         what a row says of its sequence is true, and the worker's block table is the scheduler's
+promise     of each sequence just the draws under way are expected, and none is ordered beyond a certain end
 tenant      nobody reads a block that another tenant or adapter has filled
 owners      references = owners; every block is either owned or free; a table covers just what is computed
 place       every live sequence is in exactly one of waiting and running, in order
@@ -21,12 +22,13 @@ crash       nothing raises
 from __future__ import annotations
 
 import math
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from octavo.engine.channel import Abort, Add, ToCore
-from octavo.engine.core import StepOutputs
-from octavo.plan import StepPlan
+from octavo.engine.core import StepOutputs, row_work
+from octavo.plan import DRAWN, StepPlan
 from octavo.request import Output, Request
 from octavo.scheduling.scheduler import Scheduler
 from octavo.scheduling.sequence import Sequence
@@ -62,6 +64,15 @@ class Aboard:
         return bool(self.said)
 
 
+@dataclass(slots=True)
+class UnderWay:
+    """A step that the core has ordered and not told of."""
+
+    shares: list[tuple[Aboard, int, float]] = field(default_factory=list)  # whose row, which sequence, how much work
+    starts: list[Aboard] = field(default_factory=list)
+    failing: tuple[Aboard, int] | None = None  # whose row fails, and which sequence's
+
+
 class Books:
     """Everything known about one core from outside; `scheduler` and `worker` are only looked at."""
 
@@ -75,7 +86,7 @@ class Books:
         self._tenants: list[tuple[str | None, str | None] | None] = [None] * worker.capacity.num_blocks
         self._meaning: dict[bytes, object] = {}
         self._spelling: dict[object, bytes] = {}
-        self._failing: str | None = None  # the request of a row that fails in this step
+        self._under_way: deque[UnderWay] = deque()
         self._checks = 0
 
     def __len__(self) -> int:
@@ -148,18 +159,39 @@ class Books:
             len(scheduler.running) <= scheduler.config.max_num_seqs, "budget", "{} sequences", len(scheduler.running)
         )
         demand(len({row.sequence_id for row in plan.rows}) == len(plan.rows), "budget", "two rows for a sequence")
+        step = scheduler.under_way[-1]
+        demand(step.number == plan.step and len(step.parts) == len(plan.rows), "row", "step {}", plan.step)
+        self._under_way.append(ordered := UnderWay())
+        most = self._worker.capacity.steps_ahead + 1
+        demand(len(self._under_way) <= most, "budget", "{} steps under way", len(self._under_way))
         self._watch_copies(plan)
         for place, row in enumerate(plan.rows):
-            sequence, start, end = scheduler._in_flight[row.sequence_id]
-            true = (start, end - start, sequence.tokens[start:end]) == (row.start, len(row.token_ids), row.token_ids)
-            demand(true and start == sequence.computed, "row", "row of {} at {}", sequence.id, row.start)
+            sequence = step.parts[row.sequence_id].sequence
+            start, end = row.start, row.start + len(row.token_ids)
+            known = self._aboard.get(sequence.group.request.request_id)
+            demand(known is not None and end == sequence.computed, "row", "row of {} at {}", sequence.id, start)
+            assert known is not None
+            true = row.token_ids == (sequence.tokens[start:end] or [DRAWN])
+            demand(true, "row", "{} computes {} at {}", sequence.id, row.token_ids, start)
+            if row.token_ids == [DRAWN]:
+                self._watch_foresight(known, sequence, start)
             self._watch_blocks(sequence, start, end)
-            request_id = sequence.group.request.request_id
             if self._worker.faulty_row is not None and place == self._worker.faulty_row % len(plan.rows):
-                self._failing = request_id
-            known = self._aboard.get(request_id)
-            if known is not None and known.first_start is None:
+                ordered.failing = known, sequence.index
+            if known.first_start is None:
                 known.first_start = start
+                ordered.starts.append(known)
+                queued = self._queued.pop(known.alone.request.request_id, None)
+                demand(queued is not None, "queue", "{} starts twice", known.alone.request.request_id)
+            ordered.shares.append((known, sequence.index, row_work(row)))
+
+    def _watch_foresight(self, known: Aboard, sequence: Sequence, position: int) -> None:
+        """A token is computed that nobody has seen: of a line that goes on whatever it is, before its certain end."""
+        request, alone = known.alone.request, known.alone
+        plain = request.beam is None and (known.forked or (alone.width == 1 and request.params.prompt_logprobs is None))
+        demand(plain, "promise", "{} is computed ahead", sequence.id)
+        output = position - len(request.prompt_token_ids)
+        demand(output + 1 < alone.most, "promise", "{} computes its last token", sequence.id)
 
     def _watch_copies(self, plan: StepPlan) -> None:
         written: set[int] = set()
@@ -196,28 +228,47 @@ class Books:
 
     def take(self, step: StepOutputs) -> None:
         """What the core says."""
-        whole = math.isclose(sum(step.shares.values()), step.work)
-        demand(whole and step.shares.keys() <= self._aboard.keys(), "cost", "{} of {}", step.shares, step.work)
-        for request_id in step.started:
-            demand(self._queued.pop(request_id, None) is not None, "queue", "{} starts twice", request_id)
+        ordered = self._under_way.popleft() if step.work else UnderWay()
+        self._check_shares(step, ordered)
+        starts = [known.alone.request.request_id for known in ordered.starts if self._is_aboard(known)]
+        demand(sorted(step.started) == sorted(starts), "queue", "{} start, not {}", starts, list(step.started))
+        failing = ordered.failing[0] if ordered.failing and self._still_lives(*ordered.failing) else None
         for output in step.outputs:
             if (fault := self._refused.pop(output.request_id, None)) is not None:
                 demand(output.fault == fault and output.error is not None, "queue", "{} was let in", output.request_id)
             elif output.error is not None:
-                self._take_failure(output)
+                self._take_failure(output, failing)
             elif output.cumulative_logprob is not None:
                 self._take_beam(output)
             else:
                 self._take_token(output)
-        demand(self._failing not in self._aboard, "output", "{} goes on although a row failed", self._failing)
-        self._failing = None
+        lives = failing is not None and self._is_aboard(failing)
+        demand(not lives, "output", "a request goes on although a row failed")
 
-    def _take_failure(self, output: Output) -> None:
+    def _is_aboard(self, known: Aboard) -> bool:
+        """Not just another of its name."""
+        return self._aboard.get(known.alone.request.request_id) is known
+
+    def _still_lives(self, known: Aboard, index: int) -> bool:
+        return self._is_aboard(known) and (not known.forked or index in known.live)
+
+    def _check_shares(self, step: StepOutputs, ordered: UnderWay) -> None:
+        """What a step cost is shared by those who are still there."""
+        shares: Counter[str] = Counter()
+        for known, index, cost in ordered.shares:
+            if self._still_lives(known, index):
+                shares[known.alone.request.request_id] += cost
+        true = step.shares.keys() == shares.keys()
+        true = true and all(math.isclose(step.shares[request_id], cost) for request_id, cost in shares.items())
+        demand(true, "cost", "{} instead of {}", step.shares, shares)
+        total = sum(cost for _, _, cost in ordered.shares)
+        demand(math.isclose(step.work, total), "cost", "{} instead of {}", step.work, total)
+
+    def _take_failure(self, output: Output, failing: Aboard | None) -> None:
         demand(
             output.request_id in self._aboard, "output", "{} failed after its end: {}", output.request_id, output.error
         )
-        demand(output.request_id == self._failing, "output", "{} failed without cause", output.request_id)
-        self._failing = None
+        demand(self._aboard[output.request_id] is failing, "output", "{} failed without cause", output.request_id)
         self._end(output.request_id)
 
     def _take_token(self, output: Output) -> None:
@@ -272,6 +323,8 @@ class Books:
 
     def check(self) -> None:
         """The state that every turn leaves behind."""
+        if self._worker.killed:
+            return  # it is behind for good, which the core is about to learn
         demand(not self._refused, "queue", "{} should have been refused", list(self._refused))
         scheduler = self._scheduler
         groups = scheduler._groups
@@ -279,6 +332,7 @@ class Books:
         demand(scheduler._queued_requests == len(self._queued), "queue", "{} requests", scheduler._queued_requests)
         demand(scheduler._queued_tokens == sum(self._queued.values()), "queue", "{} tokens", scheduler._queued_tokens)
         self._check_places()
+        self._check_promises()
         self._check_owners()
         self._check_workers()
         self._check_cache()
@@ -292,6 +346,15 @@ class Books:
             keys = [(*sequence.group.key, sequence.id) for sequence in line]
             demand(keys == sorted(keys), "place", "out of order")
 
+    def _check_promises(self) -> None:
+        """A sequence has one draw under way for each of its rows that reached its end."""
+        scheduler = self._scheduler
+        due: Counter[int] = Counter()
+        for step in scheduler.under_way:
+            due.update(part.sequence.id for part in step.parts.values() if part.promises)
+        for sequence in scheduler.running + scheduler.waiting:
+            demand(sequence.promised == due[sequence.id], "promise", "{} of {}", sequence.promised, due[sequence.id])
+
     def _check_owners(self) -> None:
         scheduler = self._scheduler
         pool, size = scheduler.pool, scheduler.block_size
@@ -299,7 +362,8 @@ class Books:
         for sequence in scheduler.running:
             blocks, computed = sequence.blocks, sequence.computed
             demand(len(blocks) == -(-computed // size), "owners", "{} blocks for {} tokens", len(blocks), computed)
-            demand(computed < len(sequence.tokens) or bool(sequence.candidates), "row", "nothing is left to compute")
+            going = computed < len(sequence.tokens) or sequence.promised or sequence.candidates
+            demand(bool(going), "row", "nothing is left to compute")
             for block in blocks:
                 owners[block] += 1
         for sequence in scheduler.waiting:

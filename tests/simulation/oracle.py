@@ -154,7 +154,7 @@ class Alone:
     def __init__(self, request: Request, capacity: int) -> None:
         self.request = request
         self._capacity = capacity
-        self._most = min(request.max_tokens, capacity - len(request.prompt_token_ids))
+        self.most = min(request.max_tokens, capacity - len(request.prompt_token_ids))
         self._ends = frozenset(request.end_token_ids)
         self.width = request.beam.beam_width if request.beam else request.params.n
         self._lines: dict[int, Line] = {}
@@ -171,11 +171,11 @@ class Alone:
         token = self.line(index).output(place + 1)[place]
         if place >= self.request.params.min_tokens and token in self._ends:
             return token, "stop"
-        return token, "length" if place + 1 >= self._most else None
+        return token, "length" if place + 1 >= self.most else None
 
     @cached_property
     def beams(self) -> list[tuple[list[int], float]]:
-        return beams(self.request, self._most)
+        return beams(self.request, self.most)
 
     def ended_by(self, token: int) -> int | None:
         return token if token in self._ends else None

@@ -36,6 +36,7 @@ class Setup(Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_num_queued_reqs: int | None = None
     max_num_queued_tokens: int | None = None
     tensors: bool = False  # the worker lays its rows out with the real block tables
+    steps_ahead: int = 0
 
     @property
     def config(self) -> EngineConfig:
@@ -60,6 +61,7 @@ class Setup(Struct, frozen=True, kw_only=True, omit_defaults=True):
             max_model_len=self.max_model_len,
             vocab_size=VOCABULARY,
             kept_blocks=self.kept_blocks,
+            steps_ahead=self.steps_ahead,
         )
 
 
@@ -204,6 +206,7 @@ def _setup(random: Random) -> Setup:
         watermark=random.choice((0.0, 0.0, 0.1, 0.3)),
         max_num_queued_reqs=random.choice((None, None, 1, 3)),
         max_num_queued_tokens=random.choice((None, None, 10, 60)),
+        steps_ahead=random.choice((0, 0, 1, 1, 2)),
     )
 
 

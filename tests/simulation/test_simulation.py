@@ -69,6 +69,7 @@ setups = st.builds(
     long_prefill_token_threshold=few,
     policy=st.sampled_from(["fcfs", "priority"]),
     max_num_queued_reqs=st.sampled_from([None, 2]),
+    steps_ahead=st.sampled_from([0, 1, 2]),
 )
 
 

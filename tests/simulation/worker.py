@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from msgspec import Struct
 from msgspec.structs import replace
 
-from octavo.plan import Capacity, Computed, Row, RowResult, SequenceSpec, StepPlan, StepResult, fork_seed
+from octavo.plan import DRAWN, Capacity, Row, RowResult, SequenceSpec, StepPlan, StepResult, fork_seed
 from octavo.request import Logprobs
 from simulation.oracle import DEADLY, candidates, draw, entry, logprob
 from simulation.scenario import Setup
@@ -22,6 +23,17 @@ class Killed(BaseException):
     """The core process dies in the middle of a step."""
 
 
+class Submitted(Struct, frozen=True):
+    """A step whose result is not told before it is asked for."""
+
+    outcome: StepResult | Killed
+
+    def result(self) -> StepResult:
+        if isinstance(self.outcome, Killed):
+            raise self.outcome
+        return self.outcome
+
+
 class Worker:
     """`watch` sees each plan before it is run."""
 
@@ -31,12 +43,19 @@ class Worker:
         self.tables: dict[int, list[int]] = {}
         self.specs: dict[int, SequenceSpec] = {}
         self.doomed = False  # dies in the next step
+        self.killed: Killed | None = None  # in a step whose result nobody has asked for
         self.faulty_row: int | None = None  # of the next step: fails
         self._histories: dict[int, list[int]] = {}
+        self._last: dict[int, tuple[int, int]] = {}  # by sequence: its last draw, if it drew one token, and where
         self._watch = watch
 
-    def submit(self, plan: StepPlan) -> Computed:
-        return Computed(self.run(plan))
+    def submit(self, plan: StepPlan) -> Submitted:
+        if self.killed is None:
+            try:
+                return Submitted(self.run(plan))
+            except Killed as killed:
+                self.killed = killed
+        return Submitted(self.killed)
 
     def run(self, plan: StepPlan) -> StepResult:
         self._watch(plan)
@@ -44,12 +63,14 @@ class Worker:
             raise Killed
         for sequence_id in plan.removed:
             del self.tables[sequence_id], self.specs[sequence_id], self._histories[sequence_id]
+            self._last.pop(sequence_id, None)
         for spec in plan.added:
             self.tables[spec.sequence_id] = []
             self.specs[spec.sequence_id] = spec
             self._histories[spec.sequence_id] = list(spec.token_ids)
         for source, destination in plan.copies:
             self.content[destination] = self.content[source].copy()
+        plan = replace(plan, rows=list(map(self._fill_in, plan.rows)))
         results = list(map(self._compute, plan.rows, self._lay_out(plan)))
         self._fail(plan.rows, results)
         return StepResult(plan.step, [result for result in results if result is not None])
@@ -59,6 +80,14 @@ class Worker:
 
     def poison(self, block: int) -> None:
         self.content[block] = [POISON] * self.capacity.block_size
+
+    def _fill_in(self, row: Row) -> Row:
+        """Put in what the scheduler has not seen."""
+        if DRAWN not in row.token_ids:
+            return row
+        token, position = self._last[row.sequence_id]
+        assert (row.token_ids, row.start) == ([DRAWN], position)
+        return replace(row, token_ids=[token])
 
     def _lay_out(self, plan: StepPlan) -> list[list[int]]:
         """Update the block tables; those of the plan's rows."""
@@ -92,6 +121,8 @@ class Worker:
             ids, values = [token for token, _ in best], [value for _, value in best]
             return RowResult(row.sequence_id, ids, [Logprobs(ids, values, list(range(1, len(ids) + 1)))])
         tokens = [draw(view, history, spec.prompt_length, fork_seed(spec.seed, index)) for index in range(row.draws)]
+        if row.draws == 1:
+            self._last[row.sequence_id] = tokens[0], row.start + len(row.token_ids)
         if spec.params.logprobs is None:
             return RowResult(row.sequence_id, tokens)
         return RowResult(row.sequence_id, tokens, [Logprobs([t], [logprob(view, t)], [1]) for t in tokens])
@@ -99,6 +130,9 @@ class Worker:
     def _fail(self, rows: list[Row], results: list[RowResult | None]) -> None:
         if self.faulty_row is not None and rows:
             place = self.faulty_row % len(rows)
+            row, size = rows[place], self.capacity.block_size
+            for position in range(row.start, row.start + len(row.token_ids)):
+                self.content[self.tables[row.sequence_id][position // size]][position % size] = POISON
             results[place] = RowResult(rows[place].sequence_id, [], error="not a number")
             self.faulty_row = None
 

@@ -96,6 +96,7 @@ class World:
             self._turn()
         pool, total = self._core.scheduler.pool, self._metrics.total
         demand(pool.free == pool.count, "leak", "{} blocks", pool.count - pool.free)
+        demand(not self._core.scheduler.under_way, "leak", "a step that nobody takes in")
         demand(not self._outputs.unfinished, "leak", "{} requests of callers", self._outputs.unfinished)
         demand(not any(caller.open for caller in self._callers), "transcript", "a caller has heard no end")
         ended = sum(map(total, ("requests_completed", "requests_errored", "requests_cancelled")))
