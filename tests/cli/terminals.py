@@ -14,6 +14,14 @@ from dataclasses import dataclass
 
 _PATIENCE_S = 60.0  # before a program that says nothing is given up
 _AGAIN_S = 3.0  # before Ctrl-C is typed again: readline does not hear one between its prompt and its wait for keys
+#: Signals of a terminal are heard, also where whoever runs the tests ignores them, as shells' background jobs do.
+_BEGIN = """
+import fcntl, os, signal, sys, termios
+for each in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    signal.signal(each, signal.SIG_DFL)
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
 
 
 @dataclass(frozen=True)
@@ -35,9 +43,8 @@ def on_a_terminal(
     """
     master, slave = pty.openpty()
     fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    begin = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execvp(sys.argv[1], sys.argv[1:])"
     program = subprocess.Popen(
-        [command[0], "-c", begin, *command], stdin=slave, stdout=slave, stderr=slave, env=env, start_new_session=True
+        [command[0], "-c", _BEGIN, *command], stdin=slave, stdout=slave, stderr=slave, env=env, start_new_session=True
     )
     os.close(slave)
     text, seen, steps, typed, silent = "", 0, list(script), "", 0.0
