@@ -128,6 +128,14 @@ class ExecutionConfig:
         "uni: in the engine's process; mp: a worker process per device", "uni"
     )
     num_threads: int | None = _flag("CPU threads for computing; default: the cores this process may use")
+    enforce_eager: bool = _flag(
+        "run every step of a GPU op by op, capture none as a graph: slower, but saves the graphs' memory", False
+    )
+    cudagraph_capture_sizes: tuple[int, ...] = _flag(
+        "numbers of sequences whose decoding steps become graphs on a GPU, such as 1 2 4 8; default: 1, 2, 4 and "
+        "multiples of 8, up to 256 and --max-num-seqs",
+        (),
+    )
     hang_timeout: float = _flag(
         "seconds without a finished step after which a server's engine process counts as hung and is replaced; "
         "large steps and slow machines get more; 0: never",
@@ -161,6 +169,8 @@ class EngineConfig:
             check(section)
         if self.cache.block_size & (self.cache.block_size - 1):
             raise ConfigError("block_size must be a power of two")
+        if any(size < 1 for size in self.execution.cudagraph_capture_sizes):
+            raise ConfigError("cudagraph_capture_sizes must be at least 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -101,6 +101,8 @@ def _options(item: dataclasses.Field[Any], hints: dict[str, Any]) -> dict[str, A
         return {"action": argparse.BooleanOptionalAction, "help": help_text}
     if get_origin(hint) is Literal:
         return {"choices": get_args(hint), "help": help_text}
+    if hint == tuple[int, ...]:
+        return {"action": "extend", "nargs": "+", "type": number(int), "metavar": "N", "help": help_text}
     if get_origin(hint) is tuple:
         return {
             "action": "append",

@@ -1,4 +1,4 @@
-"""Turns a plan into tensors: token ids, positions, and where every token's keys and values live.
+"""Turns a plan into tensors: token ids, positions, and where every token's keys and values live. On a CPU.
 
 The block tables of all sequences stay here between steps; a plan brings only what changed.
 
@@ -32,8 +32,7 @@ class Batch:
 class BlockTables:
     """sequence id -> physical blocks, left to right; one row of a matrix per sequence that a worker knows."""
 
-    def __init__(self, max_blocks: int, device: torch.device, block_size: int) -> None:
-        self._device = device
+    def __init__(self, max_blocks: int, block_size: int) -> None:
         self._block_size = block_size
         self._table = np.zeros((16, max_blocks), dtype=np.int32)
         self._slot: dict[int, int] = {}
@@ -53,8 +52,14 @@ class BlockTables:
                 table = self._table[self._slot[row.sequence_id]]
                 table[row.first_block : row.first_block + len(row.block_ids)] = row.block_ids
 
-    def batch(self, rows: Sequence[Row]) -> Batch:
-        """Tensors for the rows, in their order."""
+    def slot(self, row: Row) -> int:  # noqa: ARG002
+        return 0
+
+    def remember(self, tokens_D: Tensor, slot_D: Tensor) -> None:
+        """Steps of a CPU are planned when all tokens are known."""
+
+    def batch(self, rows: Sequence[Row], also: Sequence[np.ndarray] = ()) -> tuple[Batch, list[Tensor]]:
+        """Tensors for the rows, in their order, and other arrays."""
         size = self._block_size
         counts_R = np.array([len(row.token_ids) for row in rows], dtype=np.int32)
         start_R = np.array([row.start for row in rows], dtype=np.int32)
@@ -67,17 +72,15 @@ class BlockTables:
         lengths_R = start_R + counts_R
         tables_RB = self._table[[self._slot[row.sequence_id] for row in rows], : -(-int(lengths_R.max()) // size)]
         slots_T = tables_RB[row_T, positions_T // size].astype(np.int64) * size + positions_T % size
-        return Batch(
-            token_ids_T=self._tensor(token_ids_T),
-            positions_T=self._tensor(positions_T),
+        batch = Batch(
+            token_ids_T=torch.from_numpy(token_ids_T),
+            positions_T=torch.from_numpy(positions_T),
             metadata=AttentionMetadata(
-                query_start=self._tensor(query_start),
-                seq_lens=self._tensor(lengths_R),
-                block_tables=self._tensor(np.ascontiguousarray(tables_RB)),
-                slots=self._tensor(slots_T),
+                query_start=torch.from_numpy(query_start),
+                seq_lens=torch.from_numpy(lengths_R),
+                block_tables=torch.from_numpy(np.ascontiguousarray(tables_RB)),
+                slots=torch.from_numpy(slots_T),
             ),
             last_R=query_start[1:] - 1,
         )
-
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self._device, non_blocking=True)
+        return batch, [torch.from_numpy(array) for array in also]

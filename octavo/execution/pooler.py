@@ -8,7 +8,7 @@ Shape letters: T tokens of the step, P tokens of a piece, E hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.execution.batch import Batch
+from octavo.execution.prompt_logprobs import Fetch
 from octavo.execution.sampler import contained
 from octavo.models.encoder import Encoder
 from octavo.models.registry import Model
@@ -29,6 +30,9 @@ class _Prompt:
     params: PoolingParams
     length: int
     so_far_E: Tensor | None = None  # float64; of the mean, the sum
+
+
+Late = Callable[[], RowResult]
 
 
 class Pooler:
@@ -57,23 +61,21 @@ class Pooler:
                 begin = max(end - len(row.token_ids), end - row.start - len(row.token_ids) + prompt.params.second)
                 batch.token_ids_T[begin:end] += self._model.vocab_size
 
-    def pool(self, rows: Sequence[Row], batch: Batch, hidden_TE: Tensor) -> list[RowResult]:
-        """A result for each of its rows whose prompt is computed to the end."""
+    def pool(self, rows: Sequence[Row], batch: Batch, hidden_TE: Tensor, fetch: Fetch) -> Sequence[Late]:
+        """For each of its rows whose prompt is computed to the end: its result, to be asked for when the step is."""
         found = []
         for row, last in zip(rows, batch.last_R.tolist(), strict=True):
             if (prompt := self._prompts.get(row.sequence_id)) is not None:
                 hidden_PE = hidden_TE[last + 1 - len(row.token_ids) : last + 1]
-                found.append(contained(row, partial(self._pooled, prompt, row, hidden_PE)))
-        return [result for result in found if result is not None]
+                vector_E = contained(row, partial(self._pooled, prompt, row, hidden_PE, fetch))
+                if vector_E is not None:
+                    found.append(partial(_told, row, vector_E))
+        return found
 
-    def _pooled(self, prompt: _Prompt, row: Row, hidden_PE: Tensor) -> RowResult | None:
+    def _pooled(self, prompt: _Prompt, row: Row, hidden_PE: Tensor, fetch: Fetch) -> Tensor | None:
         _take_in(prompt, row, hidden_PE)
-        if row.start + len(row.token_ids) < prompt.length:
-            return None
-        vector_E = self._finished(prompt)
-        if not vector_E.isfinite().all():
-            return RowResult(row.sequence_id, [], error="the model's hidden states are not finite")
-        return RowResult(row.sequence_id, [], pooled=vector_E.to("cpu", torch.float32).numpy().astype("<f4").tobytes())
+        complete = row.start + len(row.token_ids) >= prompt.length
+        return fetch(self._finished(prompt).float()) if complete else None
 
     def _finished(self, prompt: _Prompt) -> Tensor:
         params, vector_E = prompt.params, prompt.so_far_E
@@ -96,3 +98,11 @@ def _take_in(prompt: _Prompt, row: Row, hidden_PE: Tensor) -> None:
             prompt.so_far_E = hidden_PE[0].double() if row.start == 0 else prompt.so_far_E
         case "last":
             prompt.so_far_E = hidden_PE[-1].double()
+
+
+def _told(row: Row, vector_E: Tensor | RowResult) -> RowResult:
+    if isinstance(vector_E, RowResult):
+        return vector_E
+    if not vector_E.isfinite().all():
+        return RowResult(row.sequence_id, [], error="the model's hidden states are not finite")
+    return RowResult(row.sequence_id, [], pooled=vector_E.numpy().astype("<f4").tobytes())

@@ -1,14 +1,15 @@
 """The largest steps that there can be, of made-up prompts: run once before there is a KV cache, they show what memory
 steps need and compile what is compiled at its first use.
 
-All sequences share block 0: their numbers mean nothing. Knows plans, not how they are run.
+All sequences share block 0: their numbers mean nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from octavo.config import SchedulerConfig
+from octavo.execution.graphs import WORTH_A_GRAPH
 from octavo.plan import Row, SequenceSpec, StepPlan
 from octavo.request import SamplingParams
 
@@ -21,18 +22,26 @@ _PARAMS = SamplingParams(
 
 
 def largest_steps(
-    config: SchedulerConfig, context: int, block_size: int, *, draws: bool, whole_prompts: bool
+    config: SchedulerConfig,
+    context: int,
+    block_size: int,
+    *,
+    draws: bool,
+    whole_prompts: bool,
+    decoding: Sequence[int] = (),
 ) -> Iterator[StepPlan]:
     """One with as many tokens and sequences as a step may have, then one in which each sequence has one token.
 
-    context: tokens that a sequence can come to. draws: whether the model has logits to draw from. A runner that has run
-    all of them knows no sequence any more.
+    context: tokens that a sequence can come to. draws: whether the model has logits to draw from. decoding: so many
+    sequences with one token each in further steps, as often as makes a graph of them. A runner that has run all of them
+    knows no sequence any more.
     """
     most = config.max_num_batched_tokens
     sequences = min(config.max_num_seqs, most)
     before: list[int] = []
-    for step, counts in enumerate((_shares(most, sequences, context), [1] * sequences)):
-        ids = list(range(step * sequences, (step + 1) * sequences))
+    repeated = ([1] * count for count in decoding for _ in range(WORTH_A_GRAPH))
+    for step, counts in enumerate((_shares(most, sequences, context), [1] * sequences, *repeated)):
+        ids = list(range(step * sequences, step * sequences + len(counts)))
         ends = [context, *[max(count, min(context, _NEIGHBOURS)) for count in counts[1:]]]
         rows = [
             Row(each, end - count, [0] * count, 0, [0] * -(-end // block_size), int(draws))
@@ -40,7 +49,7 @@ def largest_steps(
         ]
         yield StepPlan(step, [SequenceSpec(each, [0], 1, _PARAMS, each, [], []) for each in ids], rows, [], before)
         before = ids
-    yield StepPlan(2, [], [], [], before)
+    yield StepPlan(step + 1, [], [], [], before)
 
 
 def _shares(tokens: int, sequences: int, context: int) -> list[int]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate, pairwise
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ from octavo.plan import Row, RowResult, SequenceSpec, fork_seed
 from octavo.request import Logprobs
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _NONE: Mapping[int, bytes] = {}
 
@@ -101,8 +103,9 @@ class HostSampler:
         tokens, peaks = ops.sample(logits_RV, draws)
         drawn = [tokens[begin:end] for begin, end in pairwise(draws.first_R1.tolist())]
         turns = map(Turn, rows, histories, raw_RV, logits_RV, drawn, peaks)
-        results = [fault or contained(turn.row, turn.result) for fault, turn in zip(faults, turns, strict=True)]
-        return Known(torch.tensor(tokens, dtype=torch.int64), [result for result in results if result is not None])
+        results = [contained(turn.row, turn.result) for turn in turns]
+        known = [fault or result for fault, result in zip(faults, results, strict=True)]
+        return Known(torch.tensor(tokens, dtype=torch.int64), known)
 
 
 def _draws(rows: list[Row], histories: list[History]) -> Draws:
@@ -124,8 +127,8 @@ def _draws(rows: list[Row], histories: list[History]) -> Draws:
     )
 
 
-def contained(row: Row, work: Callable[[], RowResult | None]) -> RowResult | None:
-    """Whatever goes wrong for one row ends that row's request and no other."""
+def contained(row: Row, work: Callable[[], T]) -> T | RowResult:
+    """What the work yields. Whatever goes wrong for one row ends that row's request and no other."""
     try:
         return work()
     except Exception:

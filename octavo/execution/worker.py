@@ -15,14 +15,16 @@ from octavo.config import EngineConfig
 from octavo.errors import ConfigError
 from octavo.execution.budget import Budget, measure
 from octavo.execution.device import Device, choose_device, open_device
+from octavo.execution.graphs import graph_sizes
 from octavo.execution.kv_cache import GIB, KVCache, bytes_per_block, fit_context, plan_blocks, plan_kept_blocks
-from octavo.execution.model_runner import ModelRunner
+from octavo.execution.model_runner import ModelRunner, cpu_runner, gpu_runner
 from octavo.execution.rehearsal import largest_steps
 from octavo.kernels import cpu
+from octavo.layers.attention.paged import PagedAttention
 from octavo.models.registry import Model, build
 from octavo.models.weights.loader import dummy_weights, load_weights
 from octavo.models.weights.sources import open_source
-from octavo.plan import Capacity, Computed, Pending, StepPlan
+from octavo.plan import Capacity, Pending, StepPlan
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ class Worker:
 
     def submit(self, plan: StepPlan) -> Pending:
         """Begin a step, behind those begun before. Its result may be awaited in another thread."""
-        return Computed(self._runner.run(plan))
+        return self._runner.submit(plan)
 
     def _load(self) -> Model:
         try:
@@ -69,8 +71,25 @@ class Worker:
     def _make_runner(self, num_blocks: int, context: int) -> ModelRunner:
         block_size = self._config.cache.block_size
         cache = KVCache(self._model.cache_specs, num_blocks, block_size, self._cache_dtype, self._device)
-        most_tokens = self._config.scheduler.max_num_batched_tokens
-        return ModelRunner(self._model, cache, context, most_tokens, self._device)
+        most_tokens, most_rows = self._config.scheduler.max_num_batched_tokens, self._config.scheduler.max_num_seqs
+        if self._accelerator is None:
+            return cpu_runner(self._model, cache, context, most_tokens)
+        return gpu_runner(
+            self._model,
+            cache,
+            self._accelerator,
+            PagedAttention(),
+            max_model_len=context,
+            max_tokens=most_tokens,
+            max_rows=most_rows,
+            graph_sizes=self._graph_sizes(),
+        )
+
+    def _graph_sizes(self) -> list[int]:
+        execution = self._config.execution
+        if execution.enforce_eager or self._model.ability.whole_prompts:  # an encoder's rows have many tokens
+            return []
+        return graph_sizes(self._config.scheduler.max_num_seqs, execution.cudagraph_capture_sizes)
 
     def _budget(self, accelerator: Device, free_before: int) -> Budget:
         budget = measure(accelerator, free_before, self._rehearse, self._config)
@@ -83,9 +102,13 @@ class Worker:
         runner = self._make_runner(1, context)
         draws, whole = "generate" in ability.tasks, ability.whole_prompts
         block_size = self._config.cache.block_size
-        for plan in largest_steps(self._config.scheduler, context, block_size, draws=draws, whole_prompts=whole):
-            runner.run(plan)
-        return 0
+        sizes = self._graph_sizes()
+        decoding = {*sizes[-1:], *sizes[:1]}  # what the largest takes, and what one more does
+        for plan in largest_steps(
+            self._config.scheduler, context, block_size, draws=draws, whole_prompts=whole, decoding=sorted(decoding)
+        ):
+            runner.submit(plan).result()
+        return runner.graphs_reserve()
 
     def _log(self, seconds: float) -> None:
         blocks, block_size, context = self.capacity.num_blocks, self.capacity.block_size, self.capacity.max_model_len
@@ -131,6 +154,7 @@ def size_cache(
         vocab_size=model.vocab_size,
         kept_blocks=None if gpu is not None else plan_kept_blocks(config.cache, block_bytes),
         ability=model.ability,
+        steps_ahead=int(gpu is not None and config.scheduler.async_scheduling),
         gpus=[] if gpu is None else [gpu.uuid],
     )
 

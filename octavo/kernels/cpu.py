@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo import env
+from octavo.kernels import reference
 from octavo.kernels.draws import Draws
 from octavo.kernels.packed import PackedMatrix
 
@@ -355,6 +356,8 @@ class Compiled:
         addresses = [array.ctypes.data for array in arrays]
         _native.sample(logits_RV.data_ptr(), logits_RV.stride(0), rows, vocabulary, *addresses)
         return tokens_D.tolist(), peaks_R.tolist()
+
+    lay_out = staticmethod(reference.lay_out)  # of a CPU's own steps nothing travels
 
 
 def _token_stride(x_THD: Tensor) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from octavo.kernels import cpu, reference
 from octavo.kernels.draws import Draws
+from octavo.kernels.layout import Layout, Order
 from octavo.kernels.packed import PackedMatrix
 
 
@@ -79,6 +80,7 @@ class Kernels(Protocol):
         causal: bool,
     ) -> Tensor: ...
     def sample(self, logits_RV: Tensor, draws: Draws) -> tuple[list[int], list[float]]: ...
+    def lay_out(self, order: Order, last_token_S: Tensor, tables_SB: Tensor, block_size: int, out: Layout) -> None: ...
 
 
 def kernels_for(x: Tensor) -> Kernels:
@@ -256,3 +258,11 @@ def sample(logits_RV: Tensor, draws: Draws) -> tuple[list[int], list[float]]:
     Where the best logit is not finite the row's tokens mean nothing. float32 logits, rows contiguous.
     """
     return kernels_for(logits_RV).sample(logits_RV, draws)
+
+
+def lay_out(order: Order, last_token_S: Tensor, tables_SB: Tensor, block_size: int, out: Layout) -> None:
+    """Fills a step's inputs from what the host sent, having put new entries into the tables (int32) of their slots.
+
+    A negative token is the last one drawn for its slot, last_token[slot] (int64).
+    """
+    kernels_for(order.rows_RC).lay_out(order, last_token_S, tables_SB, block_size, out)

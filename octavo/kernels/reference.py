@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.kernels.draws import Draws
+from octavo.kernels.layout import Layout, Order
 from octavo.kernels.packed import PackedMatrix, dequantize
 from octavo.kernels.philox import uniform
 
@@ -219,3 +220,25 @@ def _distribution(below_V: Tensor, draws: Draws, row: int) -> tuple[Tensor | Non
     sums = weights.cumsum(0)
     kept = max(int((sums - weights < top_p * sums[-1]).sum()), 1)
     return ids[:kept], sums[:kept]
+
+
+def lay_out(order: Order, last_token_S: Tensor, tables_SB: Tensor, block_size: int, out: Layout) -> None:
+    rows, tokens = order.rows_RC.size(0), order.tokens_T.size(0)
+    out.query_start_P1[0] = 0
+    for row, columns in enumerate(order.rows_RC.tolist()):
+        slot, start, begin, count, first, new, fresh, *_ = columns
+        tables_SB[slot, first : first + fresh] = order.blocks_U[new : new + fresh]
+        positions = torch.arange(start, start + count, device=tables_SB.device)
+        ids = order.tokens_T[begin : begin + count].long()
+        step = slice(begin, begin + count)
+        out.token_ids_Q[step] = torch.where(ids < 0, last_token_S[slot], ids)
+        out.positions_Q[step] = positions
+        out.slots_Q[step] = tables_SB[slot, positions // block_size].long() * block_size + positions % block_size
+        out.query_start_P1[row + 1] = begin + count
+        out.seq_lens_P[row] = start + count
+        entries = -(-(start + count) // block_size)
+        out.block_tables_PB[row, :entries] = tables_SB[slot, :entries]
+    out.token_ids_Q[tokens:] = out.positions_Q[tokens:] = 0
+    out.slots_Q[tokens:] = -1
+    out.query_start_P1[rows + 1 :] = torch.arange(tokens + 1, out.token_ids_Q.size(0) + 1)
+    out.seq_lens_P[rows:] = 0

@@ -59,12 +59,17 @@ ENGINE_FLAGS = [
     "--max-num-seqs",
     "--long-prefill-token-threshold",
     "--scheduling-policy",
+    "--async-scheduling",
+    "--no-async-scheduling",
     "--watermark",
     "--max-num-queued-reqs",
     "--max-num-queued-tokens",
     "--device",
     "--distributed-executor-backend",
     "--num-threads",
+    "--enforce-eager",
+    "--no-enforce-eager",
+    "--cudagraph-capture-sizes",
     "--hang-timeout",
 ]
 SERVER_FLAGS = [
@@ -228,6 +233,15 @@ def test_a_flag_of_many_values_takes_one_at_a_time() -> None:
     options = parser_of(serve).parse(["--api-key", "one", "--api-key", "two", "gpt2"])
     assert options.model_argument == "gpt2"
     assert ServerConfig(**given(options, (ServerConfig,))).api_key == ("one", "two")
+
+
+def test_a_flag_of_numbers_takes_them_all() -> None:
+    assert config("--cudagraph-capture-sizes", "1", "2", "--max-num-seqs", "4").execution.cudagraph_capture_sizes == (
+        1,
+        2,
+    )
+    with pytest.raises(ConfigError, match="cudagraph_capture_sizes must be at least 1"):
+        config("--cudagraph-capture-sizes", "8", "0")
 
 
 def test_help_shows_defaults_by_group(capsys) -> None:

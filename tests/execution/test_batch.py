@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,7 +25,7 @@ sequences = st.lists(
 
 @given(sequences)
 def test_every_token_knows_its_position_row_and_slot(sequences):
-    tables = BlockTables(MAX_BLOCKS, torch.device("cpu"), BLOCK)
+    tables = BlockTables(MAX_BLOCKS, BLOCK)
     rows, expected = [], []
     for number, (start, count, blocks) in enumerate(sequences):
         needed = blocks[: -(-(start + count) // BLOCK)]
@@ -35,7 +34,7 @@ def test_every_token_knows_its_position_row_and_slot(sequences):
             slot = needed[position // BLOCK] * BLOCK + position % BLOCK
             expected.append((number + place, position, slot))
     tables.apply(plan_of(added=range(len(rows)), rows=rows))
-    batch = tables.batch(rows)
+    batch, _ = tables.batch(rows)
     got = zip(batch.token_ids_T.tolist(), batch.positions_T.tolist(), batch.metadata.slots.tolist(), strict=True)
     assert list(got) == expected
     assert batch.metadata.seq_lens.tolist() == [start + count for start, count, _ in sequences]
@@ -47,13 +46,13 @@ def test_every_token_knows_its_position_row_and_slot(sequences):
 
 
 def test_a_table_grows_is_rewritten_and_forgotten_as_the_plan_says():
-    tables = BlockTables(MAX_BLOCKS, torch.device("cpu"), BLOCK)
+    tables = BlockTables(MAX_BLOCKS, BLOCK)
     first = [Row(7, 0, [1] * 6, 0, [10, 11]), Row(8, 0, [1] * 2, 0, [20])]
     tables.apply(plan_of(added=[7, 8], rows=first))
     grown = Row(7, 6, [1] * 3, 1, [12, 13])  # block 11 was shared and is copied
     tables.apply(plan_of(rows=[grown]))
-    assert tables.batch([grown]).metadata.block_tables.tolist() == [[10, 12, 13]]
+    assert tables.batch([grown])[0].metadata.block_tables.tolist() == [[10, 12, 13]]
     again = [Row(9, 0, [1], 0, [30])]
     tables.apply(plan_of(removed=[7], added=[9], rows=again))
-    batch = tables.batch([*again, Row(8, 2, [1], 1, [])])
+    batch, _ = tables.batch([*again, Row(8, 2, [1], 1, [])])
     assert batch.metadata.block_tables[:, 0].tolist() == [30, 20]

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import chain
 
-import torch
-
 from octavo.execution.batch import BlockTables
 from octavo.plan import Capacity, StepPlan
 from simulation.books import demand
@@ -17,14 +15,14 @@ class TensorWorker(Worker):
     def __init__(self, capacity: Capacity, watch: Callable[[StepPlan], None]) -> None:
         super().__init__(capacity, watch)
         longest = -(-capacity.max_model_len // capacity.block_size)
-        self._real_tables = BlockTables(longest, torch.device("cpu"), capacity.block_size)
+        self._real_tables = BlockTables(longest, capacity.block_size)
 
     def _lay_out(self, plan: StepPlan) -> list[list[int]]:
         """The tables that attention is given. Every token of the batch is where its row says."""
         super()._lay_out(plan)
         self._real_tables.apply(plan)
         rows, size = plan.rows, self.capacity.block_size
-        batch = self._real_tables.batch(rows)
+        batch, _ = self._real_tables.batch(rows)
         tables: list[list[int]] = batch.metadata.block_tables.tolist()
         spans = [range(row.start, row.start + len(row.token_ids)) for row in rows]
         slots = [

@@ -18,6 +18,7 @@ from octavo.kernels.reference import (
     silu_mul,
     write_kv,
 )
+from octavo.kernels.triton.layout import lay_out
 from octavo.kernels.triton.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from octavo.kernels.triton.sampling import sample
 
@@ -27,6 +28,7 @@ __all__ = [
     "gelu",
     "gelu_tanh",
     "gelu_tanh_mul",
+    "lay_out",
     "layer_norm",
     "linear",
     "paged_attention",

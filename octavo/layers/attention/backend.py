@@ -38,7 +38,12 @@ class AttentionMetadata:
     query_start: Tensor  # int32 [R+1]: where each row's tokens begin; the last entry is T
     seq_lens: Tensor  # int32 [R]: tokens in the cache after this step
     block_tables: Tensor  # int32 [R, max_blocks]: physical block of each logical block
-    slots: Tensor  # int64 [T]: where each token's k and v go: block * block_size + offset
+    slots: Tensor  # int64 [T]: where each token's k and v go: block * block_size + offset; -1: nowhere
+    # What the host knows without asking the device. On a CPU the tensors are those above.
+    longest_query: int = 0  # most new tokens of a row
+    longest_context: int = 0  # most tokens of a row, these included
+    query_start_host: Tensor | None = None
+    seq_lens_host: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
