@@ -133,6 +133,54 @@ def test_only_large_steps_are_announced():
     assert [message.step.work for message in said[1:]] == [said[0].work, pytest.approx(1.0, abs=0.2)]
 
 
+class Ahead(Large):
+    capacity = structs.replace(Large.capacity, steps_ahead=1)
+
+
+def test_a_large_step_is_announced_when_it_is_the_next_to_be_awaited():
+    """Whoever watches takes a finished step for news of the step that was announced."""
+    core = EngineCore(EngineConfig(), Ahead())
+    said: list[FromCore] = []
+    turn(core, [request("small", max_tokens=9)], said.append)
+    turn(core, [request("large", length=100)], said.append)
+    assert [type(message) for message in said] == [Stepped, Stepped]
+    said.clear()
+    turn(core, [], said.append)
+    assert [type(message) for message in said] == [Began, Stepped]
+    assert said[0].work == said[1].step.work > 100
+
+
+def test_steps_ahead_are_taken_in_even_when_all_has_ended():
+    core = EngineCore(EngineConfig(), Ahead())
+    said: list[FromCore] = []
+    turn(core, [request("r", max_tokens=9)], said.append)
+    turn(core, [Abort("r")], said.append)
+    while core.has_work:
+        turn(core, [], said.append)
+    assert not core.scheduler.under_way
+    steps = [message.step for message in said if isinstance(message, Stepped)]
+    assert [len(step.outputs) for step in steps] == [1, 0, 0]
+    assert steps[1].released == ["r"]
+    assert steps[2].shares == {}
+    assert steps[2].work > 0
+
+
+def test_seconds_of_overlapping_steps_add_up_to_the_time_that_passed():
+    looks: list[float] = []
+
+    def clock() -> float:
+        looks.append(float(len(looks)))
+        return looks[-1]
+
+    core = EngineCore(EngineConfig(), Ahead(), clock=clock)
+    core.add(request("r", max_tokens=6).request)
+    steps = []
+    while core.has_work:
+        steps.append(core.step())
+    assert len(steps) == 6
+    assert sum(step.seconds for step in steps) == looks[-1] - looks[0]
+
+
 def test_an_abort_while_idle_reports_an_empty_core(line):
     link, _ = line
     link.send(Abort("never there"))

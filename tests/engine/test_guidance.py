@@ -8,6 +8,7 @@ from random import Random
 
 import pytest
 from letters import Letters
+from msgspec import structs
 
 from octavo.config import EngineConfig
 from octavo.engine import guidance
@@ -29,9 +30,8 @@ def allowed(mask: bytes) -> list[int]:
 class Drawer:
     """Draws any token that is allowed; its choice depends on the sequence's seed and position only."""
 
-    capacity = CAPACITY
-
-    def __init__(self) -> None:
+    def __init__(self, steps_ahead=0) -> None:
+        self.capacity = structs.replace(CAPACITY, steps_ahead=steps_ahead)
         self.specs = {}
         self.masks = []
 
@@ -52,9 +52,9 @@ class Drawer:
     def close(self) -> None: ...
 
 
-def core(grammars: Grammars | None = None, **config) -> EngineCore:
+def core(grammars: Grammars | None = None, steps_ahead=0, **config) -> EngineCore:
     config = EngineConfig.of(**{"max_num_seqs": 8, "enable_prefix_caching": False, **config})
-    return EngineCore(config, Drawer(), grammars=grammars or Grammars(Letters, WIDTH))
+    return EngineCore(config, Drawer(steps_ahead), grammars=grammars or Grammars(Letters, WIDTH))
 
 
 def request(name="a", resumes=None, max_tokens=40, seed=1, **fields) -> Request:
@@ -139,14 +139,15 @@ def test_a_sample_that_is_aborted_leaves_the_others_alone():
     assert rest == {who: end for who, end in alone.items() if who != ("a", 1)}
 
 
+@pytest.mark.parametrize("steps_ahead", [0, 1, 2])
 @pytest.mark.parametrize("config", [{"max_num_seqs": 1}, {"max_num_batched_tokens": 2}, {"num": 4}, {"num": 9}])
-def test_every_schedule_gives_the_same(config):
+def test_every_schedule_gives_the_same(config, steps_ahead):
     wishes = [{"regex": "[a-z]{4,20}"}, {"json_object": True}, {}, {"choice": ["aaa", "abc", "zzz"], "n": 3}]
     requests = [request(str(place), seed=place, **wish) for place, wish in enumerate(wishes * 2)]
     alone = {}
     for each in requests:
         alone |= run(each)
-    engine = core(**{name: value for name, value in config.items() if name != "num"})
+    engine = core(**{name: value for name, value in config.items() if name != "num"}, steps_ahead=steps_ahead)
     if "num" in config:  # of steps, each of which preempts everybody
         schedule = engine.scheduler.schedule
 
@@ -158,6 +159,31 @@ def test_every_schedule_gives_the_same(config):
 
         engine.scheduler.schedule = preempt_and_schedule
     assert run(*requests, engine=engine) == alone
+
+
+def test_steps_are_taken_ahead_again_when_nobody_follows_a_grammar():
+    engine = core(steps_ahead=1)
+    engine.add(request("free", max_tokens=30))
+    engine.step()
+    assert len(engine.scheduler.under_way) == 1
+    engine.add(request("guided", regex="[a-z]{5}", max_tokens=5))
+    under_way = []
+    while engine.scheduler.has_work:
+        engine.step()
+        under_way.append(len(engine.scheduler.under_way))
+    assert under_way[:6] == [0] * 6  # what is under way, then five draws
+    assert 1 in under_way[6:]
+
+
+def test_a_grammar_never_hears_of_a_token_of_another_request_of_its_name():
+    engine = core(steps_ahead=1)
+    engine.add(request("a"))
+    engine.step()
+    engine.abort("a")
+    engine.add(request("a", regex="(zz|yy)", max_tokens=9))
+    ((text, reason),) = finish(engine).values()
+    assert text in ("zz", "yy")
+    assert reason == "stop"
 
 
 def test_what_another_core_began_goes_on_as_it_would_have_there():

@@ -78,8 +78,9 @@ def vectors(outputs: list[Output]) -> dict[str, bytes]:
     return {output.request_id: output.pooled for output in outputs if output.pooled is not None}
 
 
+@pytest.mark.parametrize("ahead", [0, 1, 2])
 @pytest.mark.parametrize("seed", range(20))
-def test_vectors_and_texts_are_those_of_each_alone(seed: int) -> None:
+def test_vectors_and_texts_are_those_of_each_alone(seed: int, ahead: int) -> None:
     """Little room: prompts come in pieces, sequences are preempted, beginnings are found in the cache."""
     random = Random(seed)
     scheduler = make_scheduler(16, max_num_batched_tokens=random.choice([3, 7, 16]), max_num_seqs=4, watermark=0.0)
@@ -93,7 +94,7 @@ def test_vectors_and_texts_are_those_of_each_alone(seed: int) -> None:
         else:
             asked.append(make_request(str(number), prompt, seed=number))
         scheduler.add(asked[-1])
-    outputs = run_to_end(scheduler, PoolingWorker(16))
+    outputs = run_to_end(scheduler, PoolingWorker(16), ahead=ahead)
     found, said = vectors(outputs), texts(outputs)
     for request in asked:
         if request.pooling is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 
 import pytest
 from msgspec import structs
@@ -63,14 +63,17 @@ def step(scheduler: Scheduler, model: Worker):
     return plan, scheduler.update(model.run(plan))
 
 
-def run_to_end(scheduler: Scheduler, model: Worker, limit=3000):
-    outputs = []
+def run_to_end(scheduler: Scheduler, model: Worker, limit=3000, ahead=0):
+    """ahead: steps that are planned before the result of one is taken."""
+    outputs, results = [], deque()
     for _ in range(limit):
-        if not scheduler.has_work:
+        if not scheduler.has_work and not results:
             return outputs
-        plan, new = step(scheduler, model)
-        assert plan.rows, "nothing to do although requests are unfinished"
-        outputs += new
+        while len(results) <= ahead and (plan := scheduler.schedule()) is not None:
+            assert plan.rows
+            results.append(model.run(plan))
+        assert results, "nothing to do although requests are unfinished"
+        outputs += scheduler.update(results.popleft())
     raise AssertionError("requests never finish")
 
 
