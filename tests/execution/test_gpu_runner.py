@@ -8,10 +8,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from fake_device import FakeDevice
+from quick_kernels import quick
 
 from octavo.checkpoint import Checkpoint, resolve
 from octavo.config import EngineConfig
@@ -46,9 +48,8 @@ ENGINE = {"load_format": "dummy", "dtype": "float32", "max_num_batched_tokens": 
 
 
 @contextmanager
-def interpreted() -> Iterator[None]:
-    """Every operation is a GPU's."""
-    kernels = ops.gpu_kernels()
+def running_on(kernels: Any) -> Iterator[None]:
+    """These compute every operation."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ops, "kernels_for", lambda _: kernels)
         yield
@@ -136,19 +137,24 @@ def on_cpu(config: EngineConfig, checkpoint: Checkpoint, requests: Sequence[Requ
 
 
 def on_gpu(
-    config: EngineConfig, checkpoint: Checkpoint, requests: Sequence[Request], device: FakeDevice | None = None
+    config: EngineConfig, checkpoint: Checkpoint, requests: Sequence[Request], device: FakeDevice, kernels: Any = quick
 ) -> dict[tuple[str, int], Told]:
-    with interpreted():
-        executor = Executor(Worker(config, checkpoint, device or FakeDevice()))
-        return run(EngineCore(config, executor, hash_seed=b"x"), requests)
+    with running_on(kernels):
+        executor = Executor(Worker(config, checkpoint, device))
+        told = run(EngineCore(config, executor, hash_seed=b"x"), requests)
+    device.synchronize()
+    return told
 
 
 GREEDY = [ask(1, 5, 9), ask(2, 30, 6), ask(3, 1, 8), ask(4, 12, 5), ask(5, 5, 7)]
 
 
 @pytest.mark.parametrize("shape", [LLAMA, QWEN3, GEMMA2], ids=lambda shape: shape["model_type"])
-def test_greedy_tokens_are_those_of_a_cpu(shape: dict[str, object], tmp_path: Path) -> None:
+@pytest.mark.parametrize("ahead", [True, False])
+@pytest.mark.parametrize("eager", [True, False])
+def test_greedy_tokens_are_those_of_a_cpu(shape: dict[str, Any], eager: bool, ahead: bool, tmp_path: Path) -> None:
     """Prompts in pieces, decoding in graphs, a step ahead."""
-    config, checkpoint = engine(tmp_path, shape, enforce_eager=True)
+    config, checkpoint = engine(tmp_path, shape, enforce_eager=eager, async_scheduling=ahead)
     device = FakeDevice()
     same(on_gpu(config, checkpoint, GREEDY, device), on_cpu(config, checkpoint, GREEDY))
+    assert (device.replays == 0) == eager
