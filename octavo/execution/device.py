@@ -135,13 +135,24 @@ def choose_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"--device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+        raise ConfigError(f"--device {name}: {_absent(torch.cuda.device_count())}")
     return device
 
 
 def open_device(device: torch.device) -> Device | None:
     """None: a CPU needs no seam. Raises ConfigError for a GPU that cannot be used."""
     return None if device.type == "cpu" else CudaDevice(device)
+
+
+def _absent(count: int) -> str:
+    if count:
+        return f"torch sees {count} GPUs here; cuda:0 is the first"
+    if torch.version.cuda is None and torch.version.hip is None:
+        return (
+            f"the installed torch ({torch.__version__}) is built for CPUs only; install one for CUDA or ROCm "
+            "(pytorch.org says how)"
+        )
+    return "torch sees no GPU here; see whether `nvidia-smi` or `rocm-smi` lists one"
 
 
 def _unusable(device: torch.device, reason: str) -> str:

@@ -41,9 +41,7 @@ def paged_attention(
     tokens, heads, size = q_THD.shape
     token = torch.arange(tokens)
     row_T = torch.searchsorted(query_start[1:].long(), token, right=True)
-    k_TGSD, v_TGSD = (
-        cache[block_tables.long()].transpose(1, 2).flatten(2, 3)[row_T] for cache in (k_cache, v_cache)
-    )
+    k_TGSD, v_TGSD = (cache[block_tables.long()].transpose(1, 2).flatten(2, 3)[row_T] for cache in (k_cache, v_cache))
     q_TGMD = q_THD.view(tokens, k_cache.size(1), -1, size)
     scores = q_TGMD @ k_TGSD.transpose(2, 3) * scale
     if softcap:
