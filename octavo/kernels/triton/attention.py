@@ -16,7 +16,6 @@ tile. Scores and their sums are float32, scores in units of log 2.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -24,9 +23,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from octavo.kernels.triton import machine
+
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _MOST_SPLITS = 32
-_INTERPRETED_MULTIPROCESSORS = 4
 
 
 @triton.jit
@@ -360,31 +360,39 @@ class Tile(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What a launch configuration depends on, beside the number of rows and tokens."""
+    """What a tile depends on."""
 
-    group: int
+    group: int  # query heads of a key/value head
     head_size: int
-    itemsize: int  # of queries
+    itemsize: int  # bytes of a query's number
+    gpu: machine.Machine
+
+    @property
+    def width(self) -> int:
+        """Bytes of a head, as tiles hold it."""
+        return int(triton.next_power_of_2(self.head_size)) * self.itemsize
 
 
 def small_tile(shape: Shape) -> Tile:
     """For rows of one token: what counts is how many bytes of keys and values are on their way."""
     queries = max(16, triton.next_power_of_2(shape.group))
-    keys = max(16, 16384 // (triton.next_power_of_2(shape.head_size) * shape.itemsize))
-    return Tile(queries, min(keys, 64), 4, 3)
+    keys = min(max(16384 // shape.width, 16), 64)
+    return Tile(queries, keys, 4, 2 if shape.gpu.amd else 5 if shape.width <= 512 else 3)
 
 
 def large_tile(shape: Shape) -> Tile:
     """For rows of several tokens: what counts is that matrix instructions find their operands."""
-    width = triton.next_power_of_2(shape.head_size) * shape.itemsize
-    queries = max(128 if width <= 256 else 64 if width <= 512 else 32, triton.next_power_of_2(shape.group))
-    return Tile(queries, 64 if width <= 256 else 32, 8 if queries >= 128 else 4, 3 if width <= 256 else 2)
+    wide = shape.width > 256
+    queries = max(64 if wide else 128, triton.next_power_of_2(shape.group))
+    if shape.gpu.amd:
+        return Tile(queries, 32 if wide else 64, 4, 2)
+    return Tile(queries, 32 if wide else 64, 8, 3 if shape.gpu.generation >= 9 and not wide else 2)
 
 
 def invariant_tile(shape: Shape) -> Tile:
     """For rows of any number of tokens, since other shapes add in other orders."""
-    width = triton.next_power_of_2(shape.head_size) * shape.itemsize
-    return Tile(max(64, triton.next_power_of_2(shape.group)), 64 if width <= 256 else 32, 4, 2)
+    queries = max(64, triton.next_power_of_2(shape.group))
+    return Tile(queries, 32 if shape.width > 128 else 64, 4 if shape.gpu.amd else 8, 2)
 
 
 def splits(programs: int, slots: int) -> int:
@@ -396,13 +404,6 @@ def splits(programs: int, slots: int) -> int:
         return 1
     use = {parts: programs * parts / (-(-programs * parts // slots) * slots) for parts in range(1, _MOST_SPLITS + 1)}
     return min(parts for parts, share in use.items() if share >= 0.85 * max(use.values()))
-
-
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return _INTERPRETED_MULTIPROCESSORS
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 class _Inputs(NamedTuple):
@@ -450,7 +451,7 @@ def paged_attention(
         causal, sinks_H, v_scale, split_tokens,
     )  # fmt: skip
     out_THD = torch.empty((tokens, heads, head_size), dtype=q_THD.dtype, device=q_THD.device)
-    shape = Shape(heads // kv_heads, head_size, q_THD.element_size())
+    shape = Shape(heads // kv_heads, head_size, q_THD.element_size(), machine.of(q_THD.device))
     invariant = invariant_tile(shape) if split_tokens else None
     if tokens == rows or rows > 1:
         _launch(inputs, out_THD, invariant or small_tile(shape), one_token=True)
@@ -466,7 +467,7 @@ def _launch(inputs: _Inputs, out_THD: Tensor, tile: Tile, one_token: bool) -> No
     group, padded = heads // kv_heads, max(16, triton.next_power_of_2(head_size))
     tiles = rows if one_token else tokens // (tile.queries // group) + rows
     if not inputs.split_tokens:
-        parts = splits(tiles * kv_heads, 2 * _multiprocessors(device))
+        parts = splits(tiles * kv_heads, 2 * machine.of(device).multiprocessors)
     elif one_token:
         parts = max(1, -(-inputs.block_tables.size(1) * block_size // inputs.split_tokens))
     else:
