@@ -308,7 +308,17 @@ class Compiled:
         window: int = 0,
         softcap: float = 0.0,
         causal: bool = True,
+        sinks_H: Tensor | None = None,
+        k_scale: float = 1.0,
+        v_scale: float = 1.0,
+        split_tokens: int = 0,
     ) -> Tensor:
+        if sinks_H is not None:  # plain torch, which is not recordable and says so
+            return reference.paged_attention(
+                q_THD, k_cache, v_cache, query_start, seq_lens_R, block_tables, scale, window, softcap, causal,
+                sinks_H, k_scale, v_scale, split_tokens,
+            )  # fmt: skip
+        assert k_cache.dtype is q_THD.dtype
         tokens, heads, head_size = q_THD.shape
         _, kv_heads, block_size, _ = k_cache.shape
         assert block_tables.dtype is torch.int32

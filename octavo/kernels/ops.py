@@ -78,6 +78,10 @@ class Kernels(Protocol):
         window: int,
         softcap: float,
         causal: bool,
+        sinks_H: Tensor | None,
+        k_scale: float,
+        v_scale: float,
+        split_tokens: int,
     ) -> Tensor: ...
     def sample(self, logits_RV: Tensor, draws: Draws) -> tuple[list[int], list[float]]: ...
     def lay_out(self, order: Order, last_token_S: Tensor, tables_SB: Tensor, block_size: int, out: Layout) -> None: ...
@@ -238,6 +242,10 @@ def paged_attention(
     window: int = 0,
     softcap: float = 0.0,
     causal: bool = True,
+    sinks_H: Tensor | None = None,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
+    split_tokens: int = 0,
 ) -> Tensor:
     """Attention of every row's new tokens over its own paged context; keys are already in the caches.
 
@@ -245,11 +253,17 @@ def paged_attention(
     block i of its context lies in physical block block_tables[r, i] (int32). A query sees the keys up to its own, with
     `window` so many of them, its own included; without `causal` (and then without window) all of its row's. With
     `softcap` scores are c · tanh(score / c). Query head h reads key/value head h // (H/G).
-    Table entries past a row's length and cache slots never written are not looked at.
+    `sinks_H` (float32) is one more score per query head, of a key without a value. Caches of 8-bit floats hold keys and
+    values divided by their scale. Every row has at least one token; where there are as many tokens as rows, each has one.
+    A row of length 0 (which pads a step) gets zeros. Table entries past a row's length and cache slots never written are
+    not looked at.
+    With `split_tokens` (a power of two, 64 or more) a GPU gives a token the same bits in every batch and chunk, as a CPU
+    always does; long contexts are then computed in parts of so many tokens.
     """
     return kernels_for(q_THD).paged_attention(
-        q_THD, k_cache, v_cache, query_start, seq_lens_R, block_tables, scale, window, softcap, causal
-    )
+        q_THD, k_cache, v_cache, query_start, seq_lens_R, block_tables, scale, window, softcap, causal,
+        sinks_H, k_scale, v_scale, split_tokens,
+    )  # fmt: skip
 
 
 def sample(logits_RV: Tensor, draws: Draws) -> tuple[list[int], list[float]]:

@@ -165,17 +165,21 @@ def paged_attention(
     window: int = 0,
     softcap: float = 0.0,
     causal: bool = True,
+    sinks_H: Tensor | None = None,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
+    split_tokens: int = 0,  # noqa: ARG001: a promise of bits that kernels make
 ) -> Tensor:
+    out_THD = torch.zeros_like(q_THD, dtype=torch.float32)
     starts, lengths = query_start.tolist(), seq_lens_R.tolist()
     kv_heads, block_size = k_cache.size(1), k_cache.size(2)
-    out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
     for row, length in enumerate(lengths):
         tokens = slice(starts[row], starts[row + 1])
         blocks = block_tables[row, : -(-length // block_size)].long()
         k_GSD, v_GSD = (cache[blocks].transpose(0, 1).flatten(1, 2)[:, :length].float() for cache in (k_cache, v_cache))
         q_HTD = q_THD[tokens].float().transpose(0, 1)
         q_GMD = q_HTD.reshape(kv_heads, -1, q_HTD.size(-1))  # heads of a group below each other
-        scores = (q_GMD @ k_GSD.transpose(1, 2) * scale).view(*q_HTD.shape[:2], length)
+        scores = (q_GMD @ k_GSD.transpose(1, 2) * (scale * k_scale)).view(*q_HTD.shape[:2], length)
         if softcap:
             scores = softcap * torch.tanh(scores / softcap)
         count = q_HTD.size(1)
@@ -183,9 +187,11 @@ def paged_attention(
         query = torch.arange(length - count, length, device=q_THD.device).unsqueeze(1)
         if causal:
             scores = scores.masked_fill((key > query) | ((key <= query - window) if window else False), -torch.inf)
-        weights = scores.softmax(-1).view(kv_heads, -1, length)
-        out_THD[tokens] = (weights @ v_GSD).view_as(q_HTD).transpose(0, 1).to(q_THD.dtype)
-    return out_THD
+        if sinks_H is not None:
+            scores = torch.cat((scores, sinks_H[:, None, None].expand(-1, count, -1)), -1)
+        weights = scores.softmax(-1)[..., :length].reshape(kv_heads, -1, length)
+        out_THD[tokens] = (weights @ v_GSD).view_as(q_HTD).transpose(0, 1) * v_scale
+    return out_THD.to(q_THD.dtype)
 
 
 def sample(logits_RV: Tensor, draws: Draws) -> tuple[list[int], list[float]]:

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels.triton import machine
+from octavo.kernels.triton.gpu import Gpu, gpu
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _MOST_SPLITS = 32
@@ -281,7 +281,7 @@ def _finish(peak, total, acc, sinks_ptr, head_M, valid_M, v_scale):
     """What the queries get; zeros where one saw no key. A sink is one more score, of a key without a value."""
     if sinks_ptr is not None:
         sink = tl.load(sinks_ptr + head_M, mask=valid_M, other=0.0).to(tl.float32) * _LOG2_E
-        peak, total, acc = _add_up(peak, total, acc, sink, tl.full_like(total, 1.0), tl.zeros_like(acc))
+        peak, total, acc = _add_up(peak, total, acc, sink, tl.zeros_like(total) + 1.0, tl.zeros_like(acc))
     return acc * (v_scale / tl.where(total == 0, 1.0, total))[:, None]
 
 
@@ -365,34 +365,38 @@ class Shape(NamedTuple):
     group: int  # query heads of a key/value head
     head_size: int
     itemsize: int  # bytes of a query's number
-    gpu: machine.Machine
+    gpu: Gpu
 
     @property
     def width(self) -> int:
         """Bytes of a head, as tiles hold it."""
         return int(triton.next_power_of_2(self.head_size)) * self.itemsize
 
+    @property
+    def amd(self) -> bool:
+        return self.gpu.arch.startswith("gfx")
+
 
 def small_tile(shape: Shape) -> Tile:
     """For rows of one token: what counts is how many bytes of keys and values are on their way."""
     queries = max(16, triton.next_power_of_2(shape.group))
     keys = min(max(16384 // shape.width, 16), 64)
-    return Tile(queries, keys, 4, 2 if shape.gpu.amd else 5 if shape.width <= 512 else 3)
+    return Tile(queries, keys, 4, 2 if shape.amd else 5 if shape.width <= 512 else 3)
 
 
 def large_tile(shape: Shape) -> Tile:
     """For rows of several tokens: what counts is that matrix instructions find their operands."""
     wide = shape.width > 256
     queries = max(64 if wide else 128, triton.next_power_of_2(shape.group))
-    if shape.gpu.amd:
+    if shape.amd:
         return Tile(queries, 32 if wide else 64, 4, 2)
-    return Tile(queries, 32 if wide else 64, 8, 3 if shape.gpu.generation >= 9 and not wide else 2)
+    return Tile(queries, 32 if wide else 64, 8, 3 if shape.gpu.arch[:4] != "sm_8" and not wide else 2)
 
 
 def invariant_tile(shape: Shape) -> Tile:
     """For rows of any number of tokens, since other shapes add in other orders."""
     queries = max(64, triton.next_power_of_2(shape.group))
-    return Tile(queries, 32 if shape.width > 128 else 64, 4 if shape.gpu.amd else 8, 2)
+    return Tile(queries, 32 if shape.width > 128 else 64, 4 if shape.amd else 8, 2)
 
 
 def splits(programs: int, slots: int) -> int:
@@ -451,7 +455,7 @@ def paged_attention(
         causal, sinks_H, v_scale, split_tokens,
     )  # fmt: skip
     out_THD = torch.empty((tokens, heads, head_size), dtype=q_THD.dtype, device=q_THD.device)
-    shape = Shape(heads // kv_heads, head_size, q_THD.element_size(), machine.of(q_THD.device))
+    shape = Shape(heads // kv_heads, head_size, q_THD.element_size(), gpu(q_THD.device))
     invariant = invariant_tile(shape) if split_tokens else None
     if tokens == rows or rows > 1:
         _launch(inputs, out_THD, invariant or small_tile(shape), one_token=True)
@@ -467,7 +471,7 @@ def _launch(inputs: _Inputs, out_THD: Tensor, tile: Tile, one_token: bool) -> No
     group, padded = heads // kv_heads, max(16, triton.next_power_of_2(head_size))
     tiles = rows if one_token else tokens // (tile.queries // group) + rows
     if not inputs.split_tokens:
-        parts = splits(tiles * kv_heads, 2 * machine.of(device).multiprocessors)
+        parts = splits(tiles * kv_heads, 2 * gpu(device).multiprocessors)
     elif one_token:
         parts = max(1, -(-inputs.block_tables.size(1) * block_size // inputs.split_tokens))
     else:

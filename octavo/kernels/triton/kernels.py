@@ -10,7 +10,6 @@ from octavo.kernels.reference import (
     gelu_tanh,
     gelu_tanh_mul,
     linear,
-    paged_attention,
     quantized_embedding,
     quantized_linear,
     relu,
@@ -18,6 +17,7 @@ from octavo.kernels.reference import (
     silu_mul,
     write_kv,
 )
+from octavo.kernels.triton.attention import paged_attention
 from octavo.kernels.triton.layout import lay_out
 from octavo.kernels.triton.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from octavo.kernels.triton.sampling import sample

@@ -50,6 +50,7 @@ class AttentionMetadata:
 class AttentionSpec:
     """How a layer attends: scores are multiplied by `scale`, `window` keys are seen (0: all), `softcap` 0 is none.
 
+    `sinks` (float32, one number per query head) are scores of keys without values, which take weight from all others.
     Without `causal` every token sees its whole text, so a text must be computed in one step.
     """
 
@@ -57,6 +58,7 @@ class AttentionSpec:
     window: int = 0
     softcap: float = 0.0
     causal: bool = True
+    sinks: Tensor | None = None
 
 
 class AttentionBackend(Protocol):

@@ -9,7 +9,12 @@ from octavo.layers.attention.backend import AttentionMetadata, AttentionSpec, La
 
 
 class PagedAttention:
+    """`split_tokens`: 0, or a power of two for which a GPU too gives a token the same bits in every batch and chunk."""
+
     metadata: AttentionMetadata
+
+    def __init__(self, split_tokens: int = 0) -> None:
+        self._split_tokens = split_tokens
 
     def plan(self, metadata: AttentionMetadata) -> None:
         self.metadata = metadata
@@ -27,4 +32,8 @@ class PagedAttention:
             spec.window,
             spec.softcap,
             spec.causal,
+            spec.sinks,
+            cache.k_scale,
+            cache.v_scale,
+            self._split_tokens,
         )
