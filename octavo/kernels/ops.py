@@ -253,12 +253,12 @@ def paged_attention(
     block i of its context lies in physical block block_tables[r, i] (int32). A query sees the keys up to its own, with
     `window` so many of them, its own included; without `causal` (and then without window) all of its row's. With
     `softcap` scores are c · tanh(score / c). Query head h reads key/value head h // (H/G).
-    `sinks_H` (float32) is one more score per query head, of a key without a value. Caches of 8-bit floats hold keys and
-    values divided by their scale. Every row has at least one token; where there are as many tokens as rows, each has one.
-    A row of length 0 (which pads a step) gets zeros. Table entries past a row's length and cache slots never written are
-    not looked at.
-    With `split_tokens` (a power of two, 64 or more) a GPU gives a token the same bits in every batch and chunk, as a CPU
-    always does; long contexts are then computed in parts of so many tokens.
+    `sinks_H` (float32) is one more score per query head, of a key without a value. Caches of 8-bit floats hold keys
+    and values divided by their scale. Every row has at least one token; where there are as many tokens as rows, each
+    has one. A row of length 0 (which pads a step) gets zeros. Table entries past a row's length and cache slots never
+    written are not looked at.
+    With `split_tokens` (a power of two, 64 or more) a GPU gives a token the same bits in every batch and chunk, as a
+    CPU always does; long contexts are then computed in parts of so many tokens.
     """
     return kernels_for(q_THD).paged_attention(
         q_THD, k_cache, v_cache, query_start, seq_lens_R, block_tables, scale, window, softcap, causal,

@@ -168,7 +168,7 @@ def paged_attention(
     sinks_H: Tensor | None = None,
     k_scale: float = 1.0,
     v_scale: float = 1.0,
-    split_tokens: int = 0,  # noqa: ARG001: a promise of bits that kernels make
+    split_tokens: int = 0,  # noqa: ARG001 - a promise of bits, for kernels
 ) -> Tensor:
     out_THD = torch.zeros_like(q_THD, dtype=torch.float32)
     starts, lengths = query_start.tolist(), seq_lens_R.tolist()

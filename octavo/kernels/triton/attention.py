@@ -2,13 +2,14 @@
 
 A program takes a tile of queries of one row: some tokens times all query heads that share a key/value head, so that a
 key is read once for all of them. Rows of one token have small tiles (at least the 16 rows of a matrix instruction), all
-others large ones: two launches, each leaving to the other what is the other's. Where the tiles are too few to keep a GPU
-busy, the context of each is split among several programs and `_merge` adds up what they found. Grids depend on shapes
-alone: lengths are read on the GPU, so that a launch in a captured graph is right for any.
+others large ones: two launches, each leaving to the other what is the other's. Where tiles are too few to keep a GPU
+busy, the context of each is split among several programs, and `_merge` adds up what they found. Grids depend on shapes
+alone: lengths are read on the GPU, so a launch in a captured graph is right for any.
 
-With `split_tokens` a query's result has the same bits in every batch and every chunk. All tiles then have one shape, keys
-are taken in the same tiles from the beginning of the context, and contexts are split at multiples of `split_tokens`, by
-programs where there is one token and in a loop otherwise; both add up in the same order, with the same roundings.
+With `split_tokens` a query's result has the same bits in every batch and every chunk. All tiles then have one shape,
+keys are taken in the same tiles from the beginning of the context, and contexts are split at multiples of
+`split_tokens`, by programs where there is one token and in a loop otherwise; both add up in one order, and no product
+and sum are fused into one rounding where another kernel might not.
 
 T tokens, R rows, H query heads, G key/value heads, D head size, B block size, S splits; M and N: queries and keys of a
 tile. Scores and their sums are float32, scores in units of log 2.
@@ -89,7 +90,7 @@ def _attend_keys(
     D2: tl.constexpr,
     N: tl.constexpr,
 ):
-    """Takes keys begin … end-1 (begin a multiple of N) into the running softmax. Not MASKED: every query sees them all."""
+    """Takes keys begin … end-1 (begin a multiple of N) into the running softmax. Not MASKED: every query sees them."""
     column_D = tl.arange(0, D2)
     for first in range(begin, end, N):
         key_N = first + tl.arange(0, N)
@@ -98,7 +99,9 @@ def _attend_keys(
             block = tl.load(table_ptr + first // B).to(tl.int64)
             place_N = block * block_stride + (key_N % B) * D
         elif MASKED:
-            place_N = tl.load(table_ptr + key_N // B, mask=inside_N, other=0).to(tl.int64) * block_stride + (key_N % B) * D
+            place_N = (
+                tl.load(table_ptr + key_N // B, mask=inside_N, other=0).to(tl.int64) * block_stride + (key_N % B) * D
+            )
         else:
             place_N = tl.load(table_ptr + key_N // B).to(tl.int64) * block_stride + (key_N % B) * D
         k = _load_tile(k_ptr, place_N, column_D, inside_N, MASKED, D, D2).to(q.dtype)
@@ -114,7 +117,7 @@ def _attend_keys(
             score = tl.where(seen, score, float("-inf"))
         highest = tl.maximum(peak, tl.max(score, 1))
         base = highest
-        if MASKED:  # a query may have seen no key yet, and -inf - -inf is no number
+        if MASKED:  # a query may have seen no key yet, and -inf less -inf is no number
             base = tl.where(highest == float("-inf"), 0.0, highest)
         weight = tl.exp2(score - base[:, None])
         decay = tl.exp2(peak - base)
@@ -123,6 +126,44 @@ def _attend_keys(
         acc = tl.dot(weight.to(q.dtype), v, acc * decay[:, None], input_precision="ieee")
         peak = highest
     return peak, total, acc
+
+
+@triton.jit
+def _queries(query_start_ptr, seq_lens_ptr, rows, ONE_TOKEN: tl.constexpr, TOKENS: tl.constexpr):
+    """This program's row, first token, number of tokens (none: another launch's), first position, and row's length."""
+    if ONE_TOKEN:
+        row = tl.program_id(0)
+        tile = row * 0
+        start = tl.load(query_start_ptr + row)
+        token = start
+        new = tl.load(query_start_ptr + row + 1) - start
+        tokens = tl.where(new == 1, 1, 0)
+    else:
+        place = tl.num_programs(0) - 1 - tl.program_id(0)  # late tiles of a text see most keys: first come the longest
+        row = _row_of(place, query_start_ptr, rows, TOKENS, 1)
+        start = tl.load(query_start_ptr + row)
+        tile = place - (start // TOKENS + row)
+        token = start + tile * TOKENS
+        new = tl.load(query_start_ptr + row + 1) - start
+        tokens = tl.where(new == 1, 0, tl.minimum(start + new - token, TOKENS))
+    length = tl.load(seq_lens_ptr + row)
+    return row, token, tokens, length - new + tile * TOKENS, length
+
+
+@triton.jit
+def _keys(first_position, tokens, length, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, N: tl.constexpr):
+    """Some query sees keys from `begin` to `end`, all see those from `all_begin` to `all_end`; in tiles but `end`."""
+    end = length
+    all_end = length
+    if CAUSAL:
+        end = first_position + tokens
+        all_end = first_position + 1
+    begin = length * 0
+    all_begin = begin
+    if WINDOW > 0:
+        begin = tl.maximum(first_position - WINDOW + 1, 0) // N * N
+        all_begin = tl.cdiv(tl.maximum(first_position + tokens - WINDOW, 0), N) * N
+    return begin, all_begin, tl.maximum(all_end, 0) // N * N, end
 
 
 @triton.jit(do_not_specialize=["rows", "table_stride"])  # they change from step to step and widen no load
@@ -162,31 +203,14 @@ def _attend(
 
     PARTIAL: programs write sums and peaks of their part of the context, for `_merge`, instead of the result.
     """
-    TOKENS: tl.constexpr = 1 if ONE_TOKEN else M // GROUP
     kv_head = tl.program_id(1)
     split = tl.program_id(2)
     splits = tl.num_programs(2)
-    if ONE_TOKEN:
-        row = tl.program_id(0)
-        token = tl.load(query_start_ptr + row)
-        row_end = tl.load(query_start_ptr + row + 1)
-        if row_end - token != 1:
-            return
-        tile_in_row = 0
-        new = 1
-    else:
-        tile = tl.num_programs(0) - 1 - tl.program_id(0)  # late tiles of a text see most keys: first come the longest
-        row = _row_of(tile, query_start_ptr, rows, TOKENS, 1)
-        start = tl.load(query_start_ptr + row)
-        row_end = tl.load(query_start_ptr + row + 1)
-        new = row_end - start
-        tile_in_row = tile - (start // TOKENS + row)
-        token = start + tile_in_row * TOKENS
-        if (new == 1) | (token >= row_end):
-            return
-    length = tl.load(seq_lens_ptr + row)
-    tokens = tl.minimum(row_end - token, TOKENS)
-    first_position = length - new + tile_in_row * TOKENS  # of the tile's first token
+    row, token, tokens, first_position, length = _queries(
+        query_start_ptr, seq_lens_ptr, rows, ONE_TOKEN, 1 if ONE_TOKEN else M // GROUP
+    )
+    if tokens <= 0:
+        return
     query_M = tl.arange(0, M)
     token_M = query_M // GROUP
     head_M = kv_head * GROUP + query_M % GROUP
@@ -200,19 +224,7 @@ def _attend(
         other=0.0,
     )
 
-    # Keys that some query sees, and those that all see, in whole tiles.
-    end = length
-    all_end = length
-    if CAUSAL:
-        end = first_position + tokens
-        all_end = first_position + 1
-    begin = 0
-    all_begin = 0
-    if WINDOW > 0:
-        begin = tl.maximum(first_position - WINDOW + 1, 0) // N * N
-        all_begin = tl.cdiv(tl.maximum(first_position + tokens - WINDOW, 0), N) * N
-    all_end = tl.maximum(all_end, 0) // N * N
-
+    begin, all_begin, all_end, end = _keys(first_position, tokens, length, CAUSAL, WINDOW, N)
     if PARTIAL:
         size = SPLIT_TOKENS
         origin = 0
@@ -312,7 +324,7 @@ def _merge(
         token = tl.program_id(0)
         row = _row_of(token, query_start_ptr, rows, 1, 0)
     one = tl.load(query_start_ptr + row + 1) - tl.load(query_start_ptr + row) == 1
-    if ONE_TOKEN != one:
+    if one != ONE_TOKEN:
         return
     place = token.to(tl.int64) * H + head
     column_D = tl.arange(0, D2)
@@ -334,9 +346,7 @@ def _merge(
         part_S = place * splits + split_S
         peak_S = tl.load(part_peak_ptr + part_S, mask=split_S < splits, other=float("-inf"))
         total_S = tl.load(part_total_ptr + part_S, mask=split_S < splits, other=0.0)
-        part = tl.load(
-            part_ptr + part_S[:, None] * D2 + column_D[None, :], mask=(total_S != 0)[:, None], other=0.0
-        )
+        part = tl.load(part_ptr + part_S[:, None] * D2 + column_D[None, :], mask=(total_S != 0)[:, None], other=0.0)
         highest = tl.max(peak_S, 0)
         weight_S = tl.exp2(peak_S - tl.where(highest == float("-inf"), 0.0, highest))
         peak = highest + tl.zeros([1], tl.float32)
@@ -446,10 +456,11 @@ def paged_attention(
 ) -> Tensor:
     tokens, heads, head_size = q_THD.shape
     rows, kv_heads = seq_lens_R.size(0), k_cache.size(1)
-    assert q_THD.stride(2) == 1 and q_THD.stride(1) == head_size
-    assert k_cache.stride() == v_cache.stride() and k_cache[0].is_contiguous()
+    assert q_THD.stride()[1:] == (head_size, 1)
+    assert k_cache.stride() == v_cache.stride()
+    assert k_cache[0].is_contiguous()
     assert block_tables.stride(1) == 1
-    scale = scale * k_scale * 1.4426950408889634 * (2 / softcap if softcap else 1)
+    scale = scale * k_scale * _LOG2_E.value * (2 / softcap if softcap else 1)
     inputs = _Inputs(
         q_THD, k_cache, v_cache, query_start, seq_lens_R, block_tables, scale, window if causal else 0, softcap,
         causal, sinks_H, v_scale, split_tokens,

@@ -258,7 +258,7 @@ def _code_of_nvidia(name: str, shared: int, cubin: bytes, seconds: float) -> Cod
 
 def _code_of_amd(name: str, shared: int, assembly: str, seconds: float) -> Code:
     facts = {key: int(number) for key, number in re.findall(r"^\s+(?:- )?\.(\w+):\s+(\d+)$", assembly, re.MULTILINE)}
-    products = Counter(re.findall(r"^\s+(v_s?mfma)_\w+", assembly, re.MULTILINE))
+    products = dict(Counter(re.findall(r"^\s+(v_s?mfma)_\w+", assembly, re.MULTILINE)))
     return Code(
         kernel=name,
         registers=facts["vgpr_count"],

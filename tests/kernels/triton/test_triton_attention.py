@@ -79,9 +79,7 @@ def test_large_heads() -> None:
     """Gemma's 256, of one token and of several, with the window and cap of Gemma 2."""
     contexts = [(Context.random(1, 70, 4, 2, 256, torch.float16), past, 70) for past in (69, 40)]
     tensors = inputs(contexts)
-    close(
-        kernels.paged_attention(*tensors, 0.0625, 40, 50.0), reference.paged_attention(*tensors, 0.0625, 40, 50.0), 2
-    )
+    close(kernels.paged_attention(*tensors, 0.0625, 40, 50.0), reference.paged_attention(*tensors, 0.0625, 40, 50.0), 2)
 
 
 def test_many_heads_of_one_key() -> None:
@@ -167,9 +165,7 @@ def test_bits_do_not_depend_on_chunks_batch_or_blocks(
     sinks = normal(3, heads)
 
     def attend(*rows: tuple[Context, int, int], block_size: int = 16) -> Tensor:
-        return kernels.paged_attention(
-            *inputs(list(rows), block_size), 0.11, window, sinks_H=sinks, split_tokens=64
-        )
+        return kernels.paged_attention(*inputs(list(rows), block_size), 0.11, window, sinks_H=sinks, split_tokens=64)
 
     whole = attend((context, 0, length))
     for begin, end in itertools.pairwise([0, 1, 5, 64, 65, 127, 128, 133, 199, length]):
