@@ -296,6 +296,9 @@ class Compiled:
             k_cache.size(2),
         )
 
+    def copy_blocks(self, from_PBX: Tensor, to_PBX: Tensor, sources_N: Tensor, destinations_N: Tensor) -> None:
+        to_PBX[:, destinations_N] = from_PBX[:, sources_N]
+
     def paged_attention(
         self,
         q_THD: Tensor,

@@ -66,6 +66,7 @@ class Kernels(Protocol):
         k_scale: float,
         v_scale: float,
     ) -> None: ...
+    def copy_blocks(self, from_PBX: Tensor, to_PBX: Tensor, sources_N: Tensor, destinations_N: Tensor) -> None: ...
     def paged_attention(
         self,
         q_THD: Tensor,
@@ -229,6 +230,15 @@ def write_kv(
     padded, a negative slot means that nothing is written.
     """
     kernels_for(k_TGD).write_kv(k_TGD, v_TGD, k_cache, v_cache, slots_T, k_scale, v_scale)
+
+
+def copy_blocks(from_PBX: Tensor, to_PBX: Tensor, sources_N: Tensor, destinations_N: Tensor) -> None:
+    """Copies block sources[n] of one tensor to block destinations[n] of another or the same, in each of P planes.
+
+    Blocks hold X numbers in a row; planes and blocks may lie any distance apart. Ids are int64. No block may be written
+    twice, nor written and read.
+    """
+    kernels_for(from_PBX).copy_blocks(from_PBX, to_PBX, sources_N, destinations_N)
 
 
 def paged_attention(

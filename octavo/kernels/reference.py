@@ -151,7 +151,11 @@ def _cached(x: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     if dtype.itemsize > 1:
         return x
     largest = torch.finfo(dtype).max
-    return (x.float() / scale).clamp(-largest, largest).to(dtype)
+    return (x.float() * (1 / scale)).clamp(-largest, largest).to(dtype)
+
+
+def copy_blocks(from_PBX: Tensor, to_PBX: Tensor, sources_N: Tensor, destinations_N: Tensor) -> None:
+    to_PBX[:, destinations_N] = from_PBX[:, sources_N]
 
 
 def paged_attention(

@@ -6,25 +6,22 @@ Satisfies `ops.Kernels` as a module, as `reference` does. What has no kernel yet
 from __future__ import annotations
 
 from octavo.kernels.reference import (
-    gelu,
-    gelu_tanh,
-    gelu_tanh_mul,
     linear,
     quantized_embedding,
     quantized_linear,
-    relu,
-    rotary_and_write,
-    silu_mul,
-    write_kv,
 )
+from octavo.kernels.triton.activation import gelu, gelu_tanh, gelu_tanh_mul, relu, silu_mul
 from octavo.kernels.triton.attention import paged_attention
+from octavo.kernels.triton.blocks import copy_blocks
 from octavo.kernels.triton.layout import lay_out
 from octavo.kernels.triton.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from octavo.kernels.triton.rotary import rotary_and_write, write_kv
 from octavo.kernels.triton.sampling import sample
 
 __all__ = [
     "add_layer_norm",
     "add_rms_norm",
+    "copy_blocks",
     "gelu",
     "gelu_tanh",
     "gelu_tanh_mul",

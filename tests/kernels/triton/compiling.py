@@ -266,7 +266,7 @@ def _code_of_amd(name: str, shared: int, assembly: str, seconds: float) -> Code:
         spills=facts["vgpr_spill_count"] + facts["sgpr_spill_count"],
         shared=shared,
         copies=len(re.findall(r"^\s+(?:global|buffer)_load_\w*lds\w*|_load_\w+ .*\blds$", assembly, re.MULTILINE)),
-        products=products,
+        products=dict(products),
         narrow_loads=len(re.findall(r"^\s+(?:global|buffer|flat)_load_[us](?:byte|short)", assembly, re.MULTILINE)),
         seconds=seconds,
     )
@@ -308,7 +308,7 @@ def _run_until_lost(target: str, cases: Sequence[Case], files: Sequence[Path], s
                 break
             if report is None:
                 errors.seek(0)
-                fault = f"did not compile:\n{errors.read()[-3000:]}"
+                fault = f"did not compile:\n{errors.read()[-8000:]}"
                 break
             if "begin" in report:
                 if report["begin"] is None:
