@@ -136,6 +136,7 @@ def timed(name: str, function: Callable[..., Any], seconds: Seconds) -> Callable
 def clocks(executor: InProcessExecutor) -> Iterator[Seconds]:
     """Adds up, while it is open, what each kind of work takes."""
     runner = executor._worker._runner
+    assert runner is not None
     graph = runner._graph
     if not isinstance(graph, Recorded):
         raise SystemExit("the model's steps are not recorded (octavo.execution.graphs): there is nothing to take apart")

@@ -16,6 +16,7 @@
     ├── RequestTimeout           408  timeout_error           the request's time is over
     ├── RequestFailed            500  server_error            one request failed inside; the others go on
     ├── EngineDead               503  server_error            the engine process is gone
+    ├── Asleep                   503  server_error            sent to sleep by its operator, who has to wake it
     ├── ConfigError              -    a flag or argument that cannot work
     └── CheckpointError          -    model files that cannot be served; names file and tensor
 
@@ -118,6 +119,11 @@ class RequestFailed(OctavoError):
 
 class EngineDead(OctavoError):
     status = 503
+
+
+class Asleep(OctavoError):
+    status = 503
+    code = "engine_asleep"
 
 
 class ConfigError(OctavoError, ValueError):

@@ -112,6 +112,17 @@ class Engine(Protocol):
         """How things stand, for people who watch."""
         ...
 
+    @property
+    def is_sleeping(self) -> bool: ...
+
+    async def sleep(self, level: int = 1) -> None:
+        """Free its memory, when what runs is finished. Raises InvalidRequest, ConfigError or EngineDead."""
+        ...
+
+    async def wake_up(self) -> None:
+        """Raises ConfigError, CheckpointError or EngineDead if it cannot be."""
+        ...
+
     async def shutdown(self) -> None: ...
 
 
@@ -209,8 +220,8 @@ class Models(Protocol):
         """What a name stands for, one with a label or a version too. Raises ModelNotFound."""
         ...
 
-    def engines(self) -> Sequence[Engine]:
-        """Those that are there, loaded or not."""
+    def engines(self, name: str | None = None) -> Sequence[Engine]:
+        """Those that are there, loaded or not: of all models, or of one. Raises ModelNotFound."""
         ...
 
     def drain(self) -> None:

@@ -40,10 +40,13 @@ class RequestView(Struct, frozen=True, kw_only=True):
     age_seconds: float
 
 
+EngineState = Literal["loading", "ready", "recovering", "asleep", "dead"]
+
+
 class EngineView(Struct, frozen=True, kw_only=True):
     """An engine and its requests at one moment. Totals count from its start."""
 
-    state: Literal["loading", "ready", "recovering", "dead"]
+    state: EngineState
     time: float  # seconds on a clock that only compares with other views of this engine
     running: int  # sequences
     waiting: int

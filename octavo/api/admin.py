@@ -1,4 +1,5 @@
-"""What operators may see and change of a server's models while it runs: /v1/admin/models, and Triton's names for it.
+"""What operators may see and change of a server's models while it runs: /v1/admin/models, Triton's names for it, and
+vLLM's sleep.
 
 What is changed here holds until the declaration changes: that is the truth whenever it does. Knows nothing of how
 models are loaded.
@@ -6,6 +7,8 @@ models are loaded.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
@@ -14,8 +17,9 @@ from starlette.responses import Response
 from octavo.api.desk import Call
 from octavo.api.operation import Handler, Operation
 from octavo.api.wire import json_response
-from octavo.errors import InvalidRequest
-from octavo.face import ModelStatus, State, VersionStatus
+from octavo.engine.slumber import check_level
+from octavo.errors import CheckpointError, ConfigError, InvalidRequest, LoadFailed
+from octavo.face import Engine, ModelStatus, State, VersionStatus
 
 _MODEL = "/v1/admin/models/{model:path}"
 
@@ -109,6 +113,52 @@ def _number(text: str) -> int:
     return int(text)
 
 
+# ---------------------------------------------------------------------------------------------- sleep, as vLLM has it
+
+
+class SleepQuery(Struct, kw_only=True):
+    level: int = 1  # 1: a GPU's weights stay in the machine's memory; 2: they are read again
+    model: str | None = None  # of several; without one all that are loaded
+
+
+class ModelQuery(Struct, kw_only=True):
+    model: str | None = None
+
+
+class Sleeping(Struct, kw_only=True):
+    is_sleeping: bool  # all of those that were asked about
+
+
+async def sleep(call: Call) -> Response:
+    """Free the memory that models take. Answers when the requests in flight are finished and it is free."""
+    query = call.query(SleepQuery)
+    check_level(query.level)
+    return await _rest(call, query.model, lambda engine: engine.sleep(query.level))
+
+
+async def wake_up(call: Call) -> Response:
+    """Go on after sleep. Answers when requests may be made."""
+    return await _rest(call, call.query(ModelQuery).model, lambda engine: engine.wake_up())
+
+
+async def is_sleeping(call: Call) -> Response:
+    """Whether the models that are loaded sleep."""
+    return json_response(_sleeping(call.desk.models.engines(call.query(ModelQuery).model)))
+
+
+async def _rest(call: Call, model: str | None, do: Callable[[Engine], Awaitable[None]]) -> Response:
+    engines = call.desk.models.engines(model)
+    try:
+        await asyncio.gather(*map(do, engines))
+    except (ConfigError, CheckpointError) as error:
+        raise LoadFailed(error.message) from None
+    return json_response(_sleeping(engines))
+
+
+def _sleeping(engines: Sequence[Engine]) -> Sleeping:
+    return Sleeping(is_sleeping=bool(engines) and all(engine.is_sleeping for engine in engines))
+
+
 # ---------------------------------------------------------------------------------------------- in Triton's words
 
 _TRITON: dict[State, Literal["UNAVAILABLE", "LOADING", "READY", "UNLOADING"]] = {
@@ -149,8 +199,11 @@ def _operation(
     *,
     takes: type[Struct] | None = None,
     gives: object = ModelStatus,
+    queries: type[Struct] | None = None,
 ) -> Operation:
-    return Operation(method=method, path=path, handler=handler, takes=takes, gives=gives, for_admins=True)
+    return Operation(
+        method=method, path=path, handler=handler, takes=takes, queries=queries, gives=gives, for_admins=True
+    )
 
 
 OPERATIONS = (
@@ -163,6 +216,9 @@ OPERATIONS = (
     _operation("PUT", _MODEL + "/traffic", set_traffic, takes=TrafficRequest),
     _operation("PUT", _MODEL + "/labels", set_labels, takes=LabelsRequest),
     _operation("GET", _MODEL, show_status),
+    _operation("POST", "/sleep", sleep, queries=SleepQuery, gives=Sleeping),
+    _operation("POST", "/wake_up", wake_up, queries=ModelQuery, gives=Sleeping),
+    _operation("GET", "/is_sleeping", is_sleeping, queries=ModelQuery, gives=Sleeping),
     _operation("POST", "/v2/repository/index", repository_index, gives=list[IndexEntry]),
     _operation("POST", "/v2/repository/models/{model:path}/load", repository_load, gives=Nothing),
     _operation("POST", "/v2/repository/models/{model:path}/unload", repository_unload, gives=Nothing),

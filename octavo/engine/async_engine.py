@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 
 from octavo.checkpoint import Checkpoint, resolve
 from octavo.config import EngineConfig, replace
-from octavo.engine.channel import Abort, Add, Look
+from octavo.engine.channel import Abort, Add, Look, Rested, Sleep, Wake
 from octavo.engine.chat_template import ChatTemplate
 from octavo.engine.core import StepOutputs
 from octavo.engine.input import InputProcessor, default_sampling
@@ -21,6 +21,7 @@ from octavo.engine.lookout import Lookout
 from octavo.engine.mailbox import Mailbox
 from octavo.engine.output import OutputKind, OutputProcessor
 from octavo.engine.roster import CRASH, FOREIGN_KILL, Roster
+from octavo.engine.slumber import Slumber, check_level
 from octavo.engine.supervisor import Core, CoreProcess, Death, Supervisor
 from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import EngineDead, InvalidRequest, OctavoError, RequestFailed
@@ -28,12 +29,13 @@ from octavo.metrics import Metrics
 from octavo.plan import Ability
 from octavo.processes import Ready
 from octavo.request import BeamSearchParams, PoolingParams, PromptType, RequestOutput, SamplingParams, TextPair
-from octavo.snapshot import Blocks, EngineView
+from octavo.snapshot import Blocks, EngineState, EngineView
 
 logger = logging.getLogger(__name__)
 
 _ENCODE_INLINE = 4096  # characters; longer texts are encoded off the event loop
 QUEUED_REQUESTS = 1024  # may wait in a server that sets no bound of its own
+_LOOK_SECONDS = 0.02  # between looks whether all requests are finished
 _LONG_CONTEXT = 131072  # tokens; upper end of the metrics' buckets where a model does not name its own
 
 
@@ -68,6 +70,7 @@ class AsyncLLMEngine:
         self._supervisor = Supervisor(config, checkpoint, self, start_core)
         self._roster = Roster()
         self._lookout = Lookout()
+        self._slumber = Slumber()
         self._outputs = OutputProcessor(tokenizer, self.metrics, clock)
         self._mailboxes: dict[str, Mailbox] = {}
         self._leaving: dict[str, asyncio.Event] = {}  # aborted, but the core may still speak of them
@@ -105,7 +108,11 @@ class AsyncLLMEngine:
     @property
     def moving(self) -> bool:
         """Whether a core computes, or would; requests may be made while another is started, and wait."""
-        return self.ready and self._supervisor.moving
+        return self.ready and self._supervisor.moving and self._slumber.open
+
+    @property
+    def is_sleeping(self) -> bool:
+        return self._slumber.asleep
 
     @property
     def dead(self) -> bool:
@@ -146,7 +153,7 @@ class AsyncLLMEngine:
         requests, hidden = self._outputs.look()
         stats = self.metrics.stats
         return EngineView(
-            state="dead" if self.dead else "loading" if not self.ready else "ready" if self.moving else "recovering",
+            state=self._state(),
             time=self._clock(),
             running=stats.running,
             waiting=stats.waiting,
@@ -155,6 +162,13 @@ class AsyncLLMEngine:
             hidden_requests=hidden,
             blocks=blocks,
         )
+
+    def _state(self) -> EngineState:
+        if self.dead:
+            return "dead"
+        if not self.ready:
+            return "loading"
+        return "asleep" if self.is_sleeping else "ready" if self.moving else "recovering"
 
     # ------------------------------------------------------------------ requests
 
@@ -171,9 +185,10 @@ class AsyncLLMEngine:
         """Yields outputs as they come: all so far, or with "delta" only what is new. Closing it aborts the request.
 
         With PoolingParams there is one output, whose `pooled` is the vector. Raises InvalidRequest or ContextTooLong
-        before anything is queued; Overloaded, RequestFailed or EngineDead.
+        before anything is queued; Asleep, Overloaded, RequestFailed or EngineDead.
         """
         await self.wait_ready()
+        self._slumber.check()
         if request_id in self._mailboxes:
             raise InvalidRequest(f"request id {request_id!r} is in use", param="request_id")
         mailbox = self._mailboxes[request_id] = Mailbox(output_kind)
@@ -238,11 +253,68 @@ class AsyncLLMEngine:
             mailbox.fail(RequestFailed("the request was aborted"))
         self._board()
 
+    # ------------------------------------------------------------------ sleep
+
+    async def sleep(self, level: int = 1) -> None:
+        """Free the memory that the model takes until `wake_up`, once the requests in flight are finished.
+
+        level 1: a GPU's weights stay in the machine's memory; 2, and on a CPU: they are read again when it wakes.
+        Requests that come meanwhile get Asleep. Who is cancelled before they are finished has asked for nothing.
+        Raises InvalidRequest, ConfigError or EngineDead.
+        """
+        check_level(level)
+        await self.wait_ready()
+        async with self._slumber.turn:
+            await self._slumber.settled()
+            if self.is_sleeping:
+                return
+            await self._finish_all()
+            logger.info("falling asleep, level %d", level)
+            self._slumber.tell(asleep=True)
+            self._supervisor.send(Sleep(level))
+            await self._slumber.obeyed()
+            logger.info("asleep")
+
+    async def _finish_all(self) -> None:
+        """Let nobody in; until the core is there and has nothing to do. Raises EngineDead."""
+        self._slumber.open = False
+        try:
+            while self._mailboxes or self.waits or not self._supervisor.up:
+                if self._death is not None:
+                    raise self._death
+                await asyncio.sleep(_LOOK_SECONDS)
+        except BaseException:
+            self._slumber.open = True
+            raise
+
+    async def wake_up(self) -> None:
+        """As it was before it slept; nothing is cached.
+
+        Raises ConfigError, CheckpointError or EngineDead: why it cannot be; it sleeps on then.
+        """
+        await self.wait_ready()
+        async with self._slumber.turn:
+            await self._slumber.settled()
+            if not self.is_sleeping:
+                return
+            logger.info("waking up")
+            self._slumber.tell(asleep=False)
+            if self._supervisor.up:
+                self._supervisor.send(Wake())
+            await self._slumber.obeyed()
+            logger.info("awake")
+
+    def rest(self, answer: Rested) -> None:
+        self._slumber.answer(None if answer.failed is None else answer.failed.exception())
+
+    async def needs_core(self) -> None:
+        await self._slumber.needed()
+
     async def shutdown(self, drain_seconds: float = 0.0) -> None:
         """Wait up to drain_seconds for requests in flight, then end the core."""
         deadline = asyncio.get_running_loop().time() + drain_seconds
         while self._mailboxes and not self.dead and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(_LOOK_SECONDS)
         self._die(EngineDead("the engine is shutting down"))
         if self._life is not None:
             self._life.cancel()
@@ -289,12 +361,15 @@ class AsyncLLMEngine:
             )
             self.metrics.describe_cache(self.config.cache, ready.capacity)
             self._loaded.set_result(ready)
+        self._slumber.answer()  # one that was waited for is awake
         self._board()
 
     def mourn(self, death: Death) -> None:
         """All its requests go on in the next core, but for one that has killed too often."""
         self.metrics.restart()
         self._lookout.see(None)
+        if self._slumber.falling:
+            self._slumber.answer()  # what it held is free
         self._release(list(self._leaving))
         guilty = self._roster.bury(FOREIGN_KILL if death.foreign_kill else CRASH)
         if guilty is not None:
@@ -337,6 +412,7 @@ class AsyncLLMEngine:
         if self._death is not None:
             return
         self._death = reason
+        self._slumber.answer(reason)
         self._release(list(self._leaving))
         if not self._loaded.done():
             self._loaded.set_exception(reason)

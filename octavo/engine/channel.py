@@ -34,6 +34,22 @@ class Look(Struct, frozen=True, tag=True):
     """Somebody watches: answered by `Seen` between two steps."""
 
 
+class Sleep(Struct, frozen=True, tag=True):
+    """Answered by `Rested`. No request is aboard."""
+
+    level: int
+
+
+class Wake(Struct, frozen=True, tag=True):
+    """As above."""
+
+
+class Rested(Struct, frozen=True, tag=True):
+    """It did as it was told, or says why not."""
+
+    failed: Failed | None = None
+
+
 class Began(Struct, frozen=True, tag=True):
     """A large step begins: it may take its time."""
 
@@ -48,8 +64,8 @@ class Seen(Struct, frozen=True, tag=True):
     blocks: Blocks
 
 
-ToCore = Setup | Add | Abort | Look
-FromCore = Ready | Failed | Began | Stepped | Seen
+ToCore = Setup | Add | Abort | Look | Sleep | Wake
+FromCore = Ready | Failed | Began | Stepped | Seen | Rested
 
 
 class Channel:

@@ -173,6 +173,19 @@ class EngineCore:
             joules=self._settled[1] - joules if self._meter else None,
         )
 
+    def sleep(self, level: int) -> None:
+        """Free the memory that the model takes, and forget what is in the KV cache. There may be no work.
+
+        Raises ConfigError as `Worker.sleep` does.
+        """
+        assert not self.has_work
+        self.executor.sleep(level)
+        self.scheduler.forget()
+
+    def wake(self) -> None:
+        """Raises ConfigError or CheckpointError, and then it sleeps on."""
+        self.executor.wake()
+
     def stats(self, step_tokens: int = 0) -> EngineStats:
         scheduler = self.scheduler
         return EngineStats(

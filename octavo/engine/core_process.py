@@ -14,7 +14,20 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from octavo.energy import find_meter
-from octavo.engine.channel import UNANNOUNCED_WORK, Abort, Add, Began, FromCore, Look, Seen, Stepped, ToCore
+from octavo.engine.channel import (
+    UNANNOUNCED_WORK,
+    Abort,
+    Add,
+    Began,
+    FromCore,
+    Look,
+    Rested,
+    Seen,
+    Sleep,
+    Stepped,
+    ToCore,
+    Wake,
+)
 from octavo.engine.compiling import Compiled, Compiling
 from octavo.engine.core import EngineCore, StepOutputs
 from octavo.engine.grammar_trial import Trial
@@ -106,10 +119,26 @@ def turn(
                     released.append(request_id)
             case Look():
                 send(Seen(core.look()))
+            case Sleep() | Wake():
+                _rest(core, message, send)
     if refused or released or not core.has_work:
         send(Stepped(StepOutputs(refused, stats=core.stats(), released=released)))
     if core.has_work:
         send(Stepped(core.step(lambda work: send(Began(work)) if work > UNANNOUNCED_WORK else None)))
+
+
+def _rest(core: EngineCore, message: Sleep | Wake, send: Callable[[FromCore], None]) -> None:
+    while core.has_work:  # a step that was under way when what it was for ended
+        send(Stepped(core.step()))
+    try:
+        if isinstance(message, Sleep):
+            core.sleep(message.level)
+        else:
+            core.wake()
+    except OctavoError as error:
+        send(Rested(Failed.of(error)))
+        return
+    send(Rested())
 
 
 def _listen(link: FrameSocket[ToCore], inbox: Inbox) -> None:

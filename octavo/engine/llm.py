@@ -192,6 +192,18 @@ class LLM:
         """The Prometheus text of this engine."""
         return self.llm_engine.metrics.render().decode()
 
+    def sleep(self, level: int = 1) -> None:
+        """Free the memory that the model takes, say for a training step; `wake_up` brings it back.
+
+        level 1: a GPU's weights stay in the machine's memory; 2, and on a CPU: they are read again when it wakes.
+        Raises ConfigError if the machine's memory is too small for level 1.
+        """
+        self.llm_engine.sleep(level)
+
+    def wake_up(self) -> None:
+        """Go on after `sleep`. Raises ConfigError or CheckpointError if the model does not fit or is gone."""
+        self.llm_engine.wake_up()
+
     def close(self) -> None:
         """Free the model. Happens by itself when the process ends."""
         self.llm_engine.close()

@@ -13,8 +13,9 @@ from octavo.engine.core import EngineCore
 from octavo.engine.guidance import Grammars
 from octavo.engine.input import InputProcessor, default_sampling
 from octavo.engine.output import OutputKind, OutputProcessor
+from octavo.engine.slumber import check_level
 from octavo.engine.tokenizer import Tokenizer
-from octavo.errors import InvalidRequest, OctavoError
+from octavo.errors import Asleep, InvalidRequest, OctavoError
 from octavo.execution.executor import Executor, make_executor
 from octavo.metrics import Metrics
 from octavo.request import (
@@ -40,6 +41,7 @@ class LLMEngine:
         capacity = executor.capacity
         grammars = Grammars(lambda: self.tokenizer, capacity.vocab_size)
         self._core = EngineCore(config, executor, grammars=grammars, meter=find_meter(capacity.gpus))
+        self.is_sleeping = False
         self.max_model_len = capacity.max_model_len
         self.ability = capacity.ability
         self.metrics = Metrics(self.checkpoint.name, capacity.max_model_len)
@@ -64,8 +66,10 @@ class LLMEngine:
     ) -> None:
         """Queue a request; a pair of texts can only be pooled.
 
-        Raises InvalidRequest, ContextTooLong or Overloaded; then nothing was queued.
+        Raises InvalidRequest, ContextTooLong, Overloaded or Asleep; then nothing was queued.
         """
+        if self.is_sleeping:
+            raise Asleep("the model is asleep: call wake_up() first")
         if request_id in self._outputs:
             raise InvalidRequest(f"request id {request_id!r} is in use", param="request_id")
         text: str | None = None
@@ -97,6 +101,28 @@ class LLMEngine:
         for each in [request_id] if isinstance(request_id, str) else request_id:
             self._core.abort(each)
             self._outputs.drop(each)
+
+    def sleep(self, level: int = 1) -> None:
+        """Free the memory that the model takes until `wake_up`; prefixes that were cached are forgotten.
+
+        level 1: a GPU's weights stay in the machine's memory; 2, and on a CPU: they are read again when it wakes.
+        Raises InvalidRequest while requests are unfinished, ConfigError if the machine's memory is too small.
+        """
+        check_level(level)
+        if self.is_sleeping:
+            return
+        if self.has_unfinished_requests():
+            raise InvalidRequest("requests are unfinished: wait for them, or abort them, before sleep()")
+        while self._core.has_work:  # a step under way for what has ended
+            self._core.step()
+        self._core.sleep(level)
+        self.is_sleeping = True
+
+    def wake_up(self) -> None:
+        """Raises ConfigError or CheckpointError if it cannot be; then it sleeps on."""
+        if self.is_sleeping:
+            self._core.wake()
+            self.is_sleeping = False
 
     def has_unfinished_requests(self) -> bool:
         return self._outputs.unfinished > 0

@@ -19,7 +19,18 @@ from typing import Protocol
 
 from octavo.checkpoint import Checkpoint
 from octavo.config import EngineConfig, replace
-from octavo.engine.channel import UNANNOUNCED_WORK, Abort, Add, Began, Channel, FromCore, Look, Seen, Stepped
+from octavo.engine.channel import (
+    UNANNOUNCED_WORK,
+    Began,
+    Channel,
+    FromCore,
+    Rested,
+    Seen,
+    Sleep,
+    Stepped,
+    ToCore,
+    Wake,
+)
 from octavo.engine.core import StepOutputs
 from octavo.errors import EngineDead, OctavoError
 from octavo.processes import STACK_SIGNAL, Failed, Ready, end, setup, start
@@ -41,7 +52,7 @@ _LONGEST_BACKOFF = 10.0
 class Line(Protocol):
     """Our end of the line to a core."""
 
-    def send(self, message: Add | Abort | Look) -> None: ...
+    def send(self, message: ToCore) -> None: ...
 
     async def receive(self) -> FromCore:
         """Raises EOFError when the core is gone."""
@@ -126,9 +137,16 @@ class Client(Protocol):
 
     def see(self, blocks: Blocks) -> None: ...
 
+    def rest(self, answer: Rested) -> None:
+        """The core sleeps or is awake, as it was told, or says why not."""
+        ...
+
     def mourn(self, death: Death) -> None:
         """A core that was loaded is gone; another follows."""
         ...
+
+    async def needs_core(self) -> None:
+        """Until it does: nothing is loaded into memory that somebody has asked to be free."""
 
 
 class Pace:
@@ -177,6 +195,7 @@ class Supervisor:
         self._pace = Pace(config.execution.hang_timeout)
         self._loaded = self._worked = self._hung = False  # the present core
         self._silence = 0.0  # seconds that a busy core has said nothing
+        self._moving_house = False  # it falls asleep or wakes: that takes as long as loading
         self._announced = 0.0  # work of the step it is in, if large
         self._load_patience = math.inf  # seconds a core may take to load; known once one has
 
@@ -192,10 +211,13 @@ class Supervisor:
 
     @property
     def _patience(self) -> float:
-        return self._pace.patience(self._announced) if self._loaded else self._load_patience
+        if self._moving_house or not self._loaded:
+            return self._load_patience
+        return self._pace.patience(self._announced)
 
-    def send(self, message: Add | Abort | Look) -> None:
+    def send(self, message: ToCore) -> None:
         assert self._line is not None
+        self._moving_house = self._moving_house or isinstance(message, Sleep | Wake)
         self._line.send(message)
 
     async def run(self, core: Core) -> OctavoError:
@@ -208,6 +230,7 @@ class Supervisor:
             logger.error("%s; starting another", death.reason.message)
             if death.loaded:
                 self._client.mourn(death)
+            await self._client.needs_core()
             if fruitless:
                 await asyncio.sleep(min(_BACKOFF_SECONDS * 2 ** (fruitless - 1), _LONGEST_BACKOFF))
             death = await self._restart()
@@ -224,7 +247,7 @@ class Supervisor:
 
     async def _live(self, core: Core) -> Death:
         """From a core's start to its end."""
-        self._loaded = self._worked = self._hung = False
+        self._loaded = self._worked = self._hung = self._moving_house = False
         self._silence = 0.0
         failed: OctavoError | None = None
         try:
@@ -273,6 +296,9 @@ class Supervisor:
                 self._client.hear(step)
             case Seen(blocks):
                 self._client.see(blocks)
+            case Rested():
+                self._moving_house = False
+                self._client.rest(message)
         return None
 
     async def _watch(self, core: Core) -> None:
@@ -284,10 +310,10 @@ class Supervisor:
         tick = self._config.execution.hang_timeout / _TICKS
         while tick:
             await asyncio.sleep(tick)
-            busy = self._client.waits or not self._loaded
+            busy = self._client.waits or self._moving_house or not self._loaded
             self._silence = self._silence + tick if busy else 0.0
             if self._silence > self._patience:
-                what = "finished a step" if self._loaded else "loaded"
+                what = "loaded" if not self._loaded else "moved" if self._moving_house else "finished a step"
                 logger.error("the engine process has not %s in %.0f s; killing it", what, self._silence)
                 self._hung = True
                 await core.write_stack()

@@ -66,7 +66,7 @@ class Device(Protocol):
     def reset_peak(self) -> None: ...
 
     def empty_cache(self) -> None:
-        """Give back what torch keeps for tensors to come."""
+        """Give back what torch keeps for tensors to come, on the device and of pinned memory."""
 
     def synchronize(self) -> None:
         """Wait for everything enqueued."""
@@ -119,6 +119,7 @@ class CudaDevice:
 
     def empty_cache(self) -> None:
         torch.cuda.empty_cache()
+        torch._C._host_emptyCache()
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.torch)

@@ -19,6 +19,12 @@ class Executor(Protocol):
         """
         ...
 
+    def sleep(self, level: int) -> None:
+        """Give the devices' memory back until `wake`, as `Worker.sleep` does. No step may be under way."""
+
+    def wake(self) -> None:
+        """Raises ConfigError or CheckpointError if it cannot be, and then it sleeps on."""
+
     def close(self) -> None: ...
 
 
@@ -33,6 +39,12 @@ class InProcessExecutor:
 
     def submit(self, plan: StepPlan) -> Pending:
         return self._worker.submit(plan)
+
+    def sleep(self, level: int) -> None:
+        self._worker.sleep(level)
+
+    def wake(self) -> None:
+        self._worker.wake()
 
     def close(self) -> None:
         del self._worker

@@ -28,8 +28,24 @@ class Step(Struct, frozen=True, tag=True):
     plan: StepPlan
 
 
+class Sleep(Struct, frozen=True, tag=True):
+    level: int
+
+
+class Wake(Struct, frozen=True, tag=True):
+    pass
+
+
 class Done(Struct, frozen=True, tag=True):
     result: StepResult
+
+
+class Obeyed(Struct, frozen=True, tag=True):
+    """It sleeps, or is awake."""
+
+
+ToWorker = Setup | Step | Sleep | Wake
+FromWorker = Ready | Failed | Done | Obeyed
 
 
 class MultiprocessExecutor:
@@ -37,7 +53,7 @@ class MultiprocessExecutor:
 
     def __init__(self, config: EngineConfig, checkpoint: Checkpoint) -> None:
         self._process, connection = start(__name__)
-        self._link: FrameSocket[Ready | Failed | Done] = FrameSocket(connection, Ready | Failed | Done)
+        self._link: FrameSocket[FromWorker] = FrameSocket(connection, FromWorker)
         self._link.send(setup(config, checkpoint))
         first = self._receive()
         if not isinstance(first, Ready):
@@ -56,11 +72,25 @@ class MultiprocessExecutor:
         assert isinstance(answer, Done)
         return answer.result
 
+    def sleep(self, level: int) -> None:
+        self._tell(Sleep(level))
+
+    def wake(self) -> None:
+        self._tell(Wake())
+
+    def _tell(self, message: Sleep | Wake) -> None:
+        with suppress(ConnectionError):
+            self._link.send(message)
+        answer = self._receive()
+        if isinstance(answer, Failed):
+            raise answer.exception()
+        assert isinstance(answer, Obeyed)
+
     def close(self) -> None:
         self._link.close()
         end(self._process)
 
-    def _receive(self) -> Ready | Failed | Done:
+    def _receive(self) -> FromWorker:
         try:
             return self._link.receive()
         except (EOFError, ConnectionError):
@@ -70,12 +100,12 @@ class MultiprocessExecutor:
 
 def main(descriptor: int) -> None:
     """The worker process: set up, then a result per plan until the engine hangs up."""
-    link: FrameSocket[Setup | Step] = FrameSocket(enter_child(descriptor), Setup | Step)
+    link: FrameSocket[ToWorker] = FrameSocket(enter_child(descriptor), ToWorker)
     with suppress(EOFError, ConnectionError):
         serve(link)
 
 
-def serve(link: FrameSocket[Setup | Step]) -> None:
+def serve(link: FrameSocket[ToWorker]) -> None:
     """Raises EOFError or ConnectionError when the engine is gone."""
     from octavo.execution.worker import Worker
 
@@ -91,29 +121,38 @@ def serve(link: FrameSocket[Setup | Step]) -> None:
     if worker.capacity.steps_ahead:
         overlap(worker, link)
     while True:
-        link.send(Done(worker.submit(_next_plan(link)).result()))
+        link.send(Done(_begin_step(worker, link).result()))
 
 
-def _next_plan(link: FrameSocket[Setup | Step]) -> StepPlan:
-    step = link.receive()
-    assert isinstance(step, Step)
-    return step.plan
+def _begin_step(worker: Worker, link: FrameSocket[ToWorker]) -> Pending:
+    """The next step, when it comes; before it the worker may be sent to sleep and woken."""
+    while not isinstance(message := link.receive(), Step):
+        try:
+            match message:
+                case Sleep(level):
+                    worker.sleep(level)
+                case Wake():
+                    worker.wake()
+            link.send(Obeyed())
+        except OctavoError as error:
+            link.send(Failed.of(error))
+    return worker.submit(message.plan)
 
 
-def overlap(worker: Worker, link: FrameSocket[Setup | Step]) -> NoReturn:
+def overlap(worker: Worker, link: FrameSocket[ToWorker]) -> NoReturn:
     """Take plans while the device computes; results are awaited by a thread. What goes wrong there ends the line."""
     begun: SimpleQueue[Pending | None] = SimpleQueue()
     with ThreadPoolExecutor(1) as pool:
         answering = pool.submit(_answer, begun, link)
         try:
             while True:
-                begun.put(worker.submit(_next_plan(link)))
+                begun.put(_begin_step(worker, link))
         finally:
             begun.put(None)
             answering.result()
 
 
-def _answer(begun: SimpleQueue[Pending | None], link: FrameSocket[Setup | Step]) -> None:
+def _answer(begun: SimpleQueue[Pending | None], link: FrameSocket[ToWorker]) -> None:
     try:
         while (pending := begun.get()) is not None:
             link.send(Done(pending.result()))

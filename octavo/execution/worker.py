@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import logging
 import os
 import re
@@ -12,13 +14,14 @@ import torch
 
 from octavo.checkpoint import Checkpoint
 from octavo.config import EngineConfig
-from octavo.errors import ConfigError
+from octavo.errors import ConfigError, OctavoError
 from octavo.execution.budget import Budget, measure
 from octavo.execution.device import Device, choose_device, open_device
 from octavo.execution.graphs import graph_sizes
 from octavo.execution.kv_cache import GIB, KVCache, bytes_per_block, fit_context, plan_blocks, plan_kept_blocks
 from octavo.execution.model_runner import ModelRunner, cpu_runner, gpu_runner
 from octavo.execution.rehearsal import largest_steps
+from octavo.execution.stowed import Stowed, weight_bytes
 from octavo.kernels import cpu
 from octavo.layers.attention.paged import PagedAttention
 from octavo.models.registry import Model, build
@@ -46,29 +49,89 @@ class Worker:
         self._dtype = choose_dtype(config.model.dtype, checkpoint, self._device)
         self._cache_dtype = self._dtype
         free = 0 if self._accelerator is None else self._accelerator.memory()[0]
-        self._model = self._load()
+        self._model: Model | None = self._load()
         room = available_memory() if self._accelerator is None else self._budget(self._accelerator, free).room(config)
         self.capacity = size_cache(config, checkpoint, self._model, self._cache_dtype, self._accelerator, room)
-        self._runner = self._make_runner(self.capacity.num_blocks, self.capacity.max_model_len)
+        self._stowed: Stowed | None = None
+        self._runner: ModelRunner | None = self._make_runner(self.capacity.num_blocks, self.capacity.max_model_len)
         self._log(time.monotonic() - started)
 
     def submit(self, plan: StepPlan) -> Pending:
         """Begin a step, behind those begun before. Its result may be awaited in another thread."""
+        assert self._runner is not None, "it sleeps"
         return self._runner.submit(plan)
+
+    def sleep(self, level: int) -> None:
+        """Give back all memory that can be made or read again. No step may be under way.
+
+        level 1: a GPU's weights stay in the host's memory; 2, and on a CPU: they are read again by `wake`. Raises
+        ConfigError if the host lacks memory for them, and then it stays awake.
+        """
+        assert self._runner is not None
+        assert self._model is not None
+        keeps = level == 1 and self._accelerator is not None
+        if keeps and (needed := weight_bytes(self._model)) > (there := available_memory()):
+            raise ConfigError(
+                f"level 1 keeps the weights ({needed / GIB:.2f} GiB) in the machine's memory, of which only "
+                f"{there / GIB:.2f} GiB are free; level 2 reads them again when it wakes"
+            )
+        self._runner = None
+        if keeps:
+            assert self._accelerator is not None
+            self._stowed = Stowed(self._model, self._accelerator)
+        else:
+            self._model = None
+        self._give_back()
+
+    def wake(self) -> None:
+        """As it was before it slept, but that nothing is in the KV cache.
+
+        Raises ConfigError where memory is taken by others, CheckpointError where files are gone; then it sleeps on.
+        """
+        assert self._runner is None
+        try:
+            if self._stowed is None:
+                self._model = self._load()
+            else:
+                self._stowed.restore()
+            self._runner = self._make_runner(self.capacity.num_blocks, self.capacity.max_model_len)
+        except (torch.OutOfMemoryError, OctavoError) as error:
+            if self._stowed is None:
+                self._model = None
+            else:
+                self._stowed.leave()
+            self._give_back()
+            if isinstance(error, OctavoError):
+                raise
+            raise ConfigError(f"there is no room to wake up: {self._room_left()}") from None
+        self._stowed = None
+        self._give_back()  # the weights' copy
+
+    def _give_back(self) -> None:
+        """What nobody refers to any more goes back to the system, too."""
+        gc.collect()
+        if self._accelerator is not None:
+            self._accelerator.empty_cache()
+        elif (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+            trim(0)
+
+    def _room_left(self) -> str:
+        if self._accelerator is None:
+            return f"{available_memory() / GIB:.2f} GiB of the machine's memory are free"
+        free, total = self._accelerator.memory()
+        return f"other programs hold {(total - free) / GIB:.2f} GiB of the {total / GIB:.2f} GiB of {self._device}"
 
     def _load(self) -> Model:
         try:
             return _load(self._config, self._checkpoint, self._dtype, self._device)
         except torch.OutOfMemoryError:
-            assert self._accelerator is not None
-            free, total = self._accelerator.memory()
             raise ConfigError(
-                f"the weights of {self._checkpoint.name} find no room on {self._device}: of its {total / GIB:.2f} GiB "
-                f"{free / GIB:.2f} are left. Free memory that other programs hold, name another GPU (--device cuda:N), "
-                "or choose a smaller or quantized model"
+                f"the weights of {self._checkpoint.name} find no room: {self._room_left()}. Free memory, "
+                "name another GPU (--device cuda:N), or choose a smaller or quantized model"
             ) from None
 
     def _make_runner(self, num_blocks: int, context: int) -> ModelRunner:
+        assert self._model is not None
         block_size = self._config.cache.block_size
         cache = KVCache(self._model.cache_specs, num_blocks, block_size, self._cache_dtype, self._device)
         most_tokens, most_rows = self._config.scheduler.max_num_batched_tokens, self._config.scheduler.max_num_seqs
@@ -86,6 +149,7 @@ class Worker:
         )
 
     def _graph_sizes(self) -> list[int]:
+        assert self._model is not None
         execution = self._config.execution
         if execution.enforce_eager or self._model.ability.whole_prompts:  # an encoder's rows have many tokens
             return []
@@ -97,6 +161,7 @@ class Worker:
         return budget
 
     def _rehearse(self) -> int:
+        assert self._model is not None
         ability = self._model.ability
         context = longest_text(self._config, self._checkpoint, self._model)
         runner = self._make_runner(1, context)
@@ -111,6 +176,7 @@ class Worker:
         return runner.graphs_reserve()
 
     def _log(self, seconds: float) -> None:
+        assert self._model is not None
         blocks, block_size, context = self.capacity.num_blocks, self.capacity.block_size, self.capacity.max_model_len
         bytes_ = blocks * bytes_per_block(self._model.cache_specs, block_size, self._cache_dtype)
         tokens = blocks * block_size

@@ -18,6 +18,7 @@ from octavo.checkpoint import resolve
 from octavo.config import EngineConfig
 from octavo.engine.async_engine import QUEUED_REQUESTS, AsyncLLMEngine
 from octavo.errors import (
+    Asleep,
     ConfigError,
     EngineDead,
     InvalidRequest,
@@ -161,6 +162,8 @@ class Repository:
         late = [model.name for model in needed if _is_late(model.main)]
         failed = [model.name for model in needed if model.main.state == "failed"]
         if needed and len(late) + len(failed) == len(needed):
+            if any(model.main.engine is not None and model.main.engine.is_sleeping for model in needed):
+                raise Asleep(f"Asleep: {listed(late)}; POST /wake_up wakes them.")
             if late:
                 raise Recovering("The engine is late or being restarted; requests wait for it.")
             raise ModelFailed(f"None of the models could be loaded: {listed(failed)}; the server's log says why.")
@@ -359,10 +362,10 @@ class Repository:
             raise self._not_found(model, name)
         return known(model, answering, life if selector is not None else model.main)
 
-    def engines(self) -> Sequence[OwnEngine]:
+    def engines(self, name: str | None = None) -> Sequence[OwnEngine]:
         """One for each version: where it was declared anew, and is loaded twice for a while, the one that serves."""
         of_version: dict[tuple[str, int], Life] = {}
-        for life in self._all():
+        for life in self._all() if name is None else self._model(name).all():
             before = of_version.get((life.model, life.version))
             if life.engine is not None and (before is None or before.state != "ready"):
                 of_version[life.model, life.version] = life

@@ -69,6 +69,13 @@ class BlockPool:
         assert self.references[block] > 0
         self._kept.add(block)
 
+    def clear(self) -> None:
+        """As if no block had ever been used. None may be owned."""
+        assert self.free == self.count
+        self._used = 0
+        self._free.clear()
+        self._kept.clear()
+
     def look(self, block_size: int) -> Blocks:
         """How things stand, for a picture: a matter of milliseconds, however many blocks there are."""
         free, alone = self.references.count(0), self.references.count(1)

@@ -61,5 +61,10 @@ class PrefixCache:
             self._key_of[block] = key
             self._pool.keep(block)
 
+    def clear(self) -> None:
+        """Nothing is found any more."""
+        self._block_of.clear()
+        self._key_of.clear()
+
     def _forget(self, block: int) -> None:
         del self._block_of[self._key_of.pop(block)]

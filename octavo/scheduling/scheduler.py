@@ -122,6 +122,14 @@ class Scheduler:
             self.refused_tokens += 1
             raise Overloaded(f"{self._queued_tokens} prompt tokens are waiting already; try again later")
 
+    def forget(self) -> None:
+        """The workers know nothing any more, and blocks hold nothing. There may be no request, nor a step under way."""
+        assert not self._groups
+        assert not self.under_way
+        self.pool.clear()
+        self.prefix_cache.clear()
+        self._removed.clear()
+
     # ------------------------------------------------------------------ schedule
 
     def schedule(self) -> StepPlan | None:

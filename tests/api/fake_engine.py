@@ -104,6 +104,8 @@ class FakeEngine:
     default_sampling: dict[str, Any] = field(default_factory=dict)
     config: EngineConfig = field(default_factory=EngineConfig)
     version: int = 1
+    is_sleeping: bool = False
+    rest_error: Exception | None = None  # of sleep and wake_up
 
     def __post_init__(self) -> None:
         self.tokenizer = ByteTokenizer()
@@ -114,6 +116,17 @@ class FakeEngine:
         self.running: set[str] = set()
         self.aborted: list[str] = []
         self.steps = 0  # of the last request that made one
+
+    async def sleep(self, level: int = 1) -> None:
+        self.calls.append({"sleep": level})
+        if self.rest_error is not None:
+            raise self.rest_error
+        self.is_sleeping = True
+
+    async def wake_up(self) -> None:
+        if self.rest_error is not None:
+            raise self.rest_error
+        self.is_sleeping = False
 
     async def generate(
         self, prompt, sampling_params, request_id, *, priority=0, cache_salt=None, output_kind="cumulative"

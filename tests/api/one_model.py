@@ -72,7 +72,9 @@ class OneModel:
             raise ModelNotFound(f"The model {name!r} does not exist.", param="model")
         return known[0]
 
-    def engines(self) -> Sequence[Engine]:
+    def engines(self, name: str | None = None) -> Sequence[Engine]:
+        if name is not None:
+            self.find(name)
         return [] if self.engine is None else [self.engine]
 
     def drain(self) -> None:

@@ -25,6 +25,7 @@ class FakeEngine:
     ending_seconds: float = 0.0
     moving: bool = True
     max_model_len: int = 100
+    is_sleeping: bool = False
 
     def __post_init__(self) -> None:
         loop = asyncio.get_running_loop()
@@ -64,6 +65,14 @@ class FakeEngine:
 
     async def wait_dead(self) -> OctavoError:
         return await asyncio.shield(self.death)
+
+    async def sleep(self, level: int = 1) -> None:
+        self.is_sleeping = True
+        self.moving = False
+
+    async def wake_up(self) -> None:
+        self.is_sleeping = False
+        self.moving = True
 
     async def shutdown(self) -> None:
         await asyncio.sleep(self.ending_seconds)

@@ -87,7 +87,7 @@ export function draw() {
   drawRequests(engine.requests, engine.hidden_requests);
 }
 
-const STATES = { ready: "ready", loading: "loading", recovering: "being restarted", dead: "stopped" };
+const STATES = { ready: "ready", loading: "loading", recovering: "being restarted", asleep: "asleep", dead: "stopped" };
 
 function choose(models) {
   const select = byId("live-model");
