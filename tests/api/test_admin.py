@@ -16,6 +16,7 @@ from octavo.api import keys
 from octavo.api.app import build_app
 from octavo.api.tenants import Share
 from octavo.config import EngineConfig, ServerConfig
+from octavo.errors import Asleep, ConfigError
 from octavo.repository.declared import Declared, DeclaredModel
 from octavo.repository.repository import Repository
 
@@ -47,7 +48,8 @@ def play(scenario: Callable[[Ask], Awaitable[None]], config: ServerConfig | None
         async def ask(method: str, path: str, body: Any = None, key: str | None = None) -> Reply:
             headers = {"content-type": "application/json", **({"authorization": f"Bearer {key}"} if key else {})}
             data = b"" if body is None else json.dumps(body).encode()
-            return await client.send(method, path, data=data, headers=headers)
+            path, _, query = path.partition("?")
+            return await client.send(method, path, data=data, headers=headers, scope={"query_string": query.encode()})
 
         await scenario(ask)
         await repository.close()
@@ -161,3 +163,40 @@ def test_only_admins_may_and_only_on_the_admin_port(tmp_path) -> None:
 
     play(public, ServerConfig(admin_port=0))
     play(private, ServerConfig(admin_port=0), admin=True)
+
+
+def test_models_sleep_and_wake_as_with_vllm() -> None:
+    async def scenario(ask: Ask) -> None:
+        assert (await ask("GET", "/is_sleeping")).json == {"is_sleeping": False}
+        for path in ("/sleep?level=1", "/sleep?level=2&model=a", "/sleep"):
+            assert (await ask("POST", path)).json == {"is_sleeping": True}
+            assert (await ask("GET", "/is_sleeping?model=a")).json == {"is_sleeping": True}
+            ready = await ask("GET", "/ready")
+            assert ready.status == 503
+            assert ready.json["error"]["code"] == "engine_asleep"
+            assert "POST /wake_up" in ready.json["error"]["message"]
+            assert (await ask("POST", "/wake_up")).json == {"is_sleeping": False}
+            assert (await ask("GET", "/ready")).status == 200
+        for path in ("/sleep?level=3", "/sleep?level=deep"):
+            assert (await ask("POST", path)).status == 400
+        assert (await ask("POST", "/sleep?model=c")).status == 404
+
+    play(scenario)
+
+
+def test_what_keeps_a_model_from_waking_is_told() -> None:
+    client = Client()
+    client.engine.rest_error = ConfigError("there is no room to wake up")
+    reply = client.request("POST", "/wake_up")
+    assert reply.status == 400
+    assert reply.json["error"]["code"] == "load_failed"
+    assert reply.json["error"]["message"] == "there is no room to wake up"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_asks_a_model_that_sleeps_is_told_how_to_wake_it(stream: bool) -> None:
+    client = Client()
+    client.engine.error = Asleep("The model is asleep; POST /wake_up wakes it.")
+    reply = client.post("/v1/completions", {"model": "fake-model", "prompt": "x", "stream": stream})
+    assert reply.status == 503
+    assert reply.json["error"]["code"] == "engine_asleep"

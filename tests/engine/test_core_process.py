@@ -10,11 +10,12 @@ from letters import Letters
 from msgspec import structs
 
 from octavo.config import EngineConfig
-from octavo.engine.channel import Abort, Add, Began, FromCore, Look, Seen, Stepped, ToCore
+from octavo.engine.channel import Abort, Add, Began, FromCore, Look, Rested, Seen, Sleep, Stepped, ToCore, Wake
 from octavo.engine.core import EngineCore
 from octavo.engine.core_process import run, turn
 from octavo.engine.grammar import grammar_text
 from octavo.engine.guidance import Grammars
+from octavo.errors import ConfigError, OctavoError
 from octavo.frames import FrameSocket
 from octavo.plan import Capacity, Computed, RowResult, StepPlan, StepResult
 from octavo.request import Request, SamplingParams, StructuredOutputs
@@ -28,6 +29,20 @@ class Counter:
     def submit(self, plan: StepPlan) -> Computed:
         rows = [RowResult(row.sequence_id, [row.start + len(row.token_ids)] * row.draws) for row in plan.rows]
         return Computed(StepResult(plan.step, [row for row in rows if row.token_ids]))
+
+    rested: tuple[object, ...] = ()
+    refusal: OctavoError | None = None
+
+    def sleep(self, level: int) -> None:
+        self.obey(level)
+
+    def wake(self) -> None:
+        self.obey("wake")
+
+    def obey(self, what: object) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.rested += (what,)
 
     def close(self) -> None: ...
 
@@ -179,6 +194,47 @@ def test_seconds_of_overlapping_steps_add_up_to_the_time_that_passed():
         steps.append(core.step())
     assert len(steps) == 6
     assert sum(step.seconds for step in steps) == looks[-1] - looks[0]
+
+
+def test_a_core_sleeps_and_wakes_and_has_forgotten_what_was_cached(line):
+    link, core = line
+    link.send(request("before", length=12))
+    collect(link, "before")
+    assert core.look().kept == 3
+    link.send(Sleep(2))
+    link.send(Wake())
+    answers = []
+    while len(answers) < 2:
+        if isinstance(message := link.receive(), Rested):
+            answers.append(message)
+    assert answers == [Rested(), Rested()]
+    assert core.executor.rested == (2, "wake")
+    assert core.look().kept == 0
+    link.send(request("after", length=12))
+    tokens, _, _ = collect(link, "after")
+    assert tokens == {"after": [12, 13, 14, 15]}
+    assert core.scheduler.prefix_cache.hits == 0
+
+
+def test_a_core_says_why_it_cannot_wake(line):
+    link, core = line
+    core.executor.refusal = ConfigError("no room")
+    link.send(Wake())
+    while not isinstance(message := link.receive(), Rested):
+        pass
+    assert str(message.failed.exception()) == "no room"
+
+
+def test_a_step_under_way_is_taken_in_before_a_core_sleeps():
+    core = EngineCore(EngineConfig(), Ahead())
+    said: list[FromCore] = []
+    turn(core, [request("r", max_tokens=9)], said.append)
+    turn(core, [Abort("r"), Sleep(1)], said.append)
+    assert [type(message) for message in said] == [Stepped, Stepped, Rested, Stepped]
+    assert core.executor.rested == (1,)
+    assert not core.has_work
+    turn(core, [Wake(), request("next", max_tokens=1)], said.append)
+    assert core.executor.rested == (1, "wake")
 
 
 def test_an_abort_while_idle_reports_an_empty_core(line):
