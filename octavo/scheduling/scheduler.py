@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
+from itertools import chain
 
 from octavo.config import SchedulerConfig
 from octavo.errors import ContextTooLong, Overloaded
@@ -140,7 +141,7 @@ class Scheduler:
         preempted = self._continue_running(plan, parts)
         if not preempted:
             self._admit_waiting(plan, parts)
-        while not parts and not self.under_way and self.waiting and self.running:
+        while not parts and self.waiting and self.running and not self._expects_tokens():
             # Only beams that wait for their siblings run, and hold the blocks those need.
             self._preempt(self.running[-1])
             self._admit_waiting(plan, parts)
@@ -152,6 +153,10 @@ class Scheduler:
         plan.removed.extend(self._removed)
         self._removed.clear()
         return plan
+
+    def _expects_tokens(self) -> bool:
+        """Whether a draw is under way for anybody: when it arrives, there may be more to do."""
+        return any(sequence.promised for sequence in chain(self.running, self.waiting))
 
     def _make_way(self) -> None:
         """Work that nobody waits for gives its place to a request that found none in the step before."""

@@ -51,10 +51,18 @@ class Large(Counter):
     capacity = Capacity(num_blocks=64, block_size=4, max_model_len=256, vocab_size=100)
 
 
-@pytest.fixture
-def line():
+class Ahead(Counter):
+    capacity = structs.replace(Counter.capacity, steps_ahead=1)
+
+
+class LargeAhead(Large):
+    capacity = structs.replace(Large.capacity, steps_ahead=1)
+
+
+@pytest.fixture(params=[Counter, Ahead])
+def line(request):
     ours, theirs = socket.socketpair()
-    core = EngineCore(EngineConfig.of(max_num_queued_reqs=2, max_num_seqs=1), Counter())
+    core = EngineCore(EngineConfig.of(max_num_queued_reqs=2, max_num_seqs=1), request.param())
     inside: FrameSocket[ToCore] = FrameSocket(theirs, ToCore)
     thread = threading.Thread(target=run, args=(core, inside))
     thread.start()
@@ -107,6 +115,14 @@ def test_what_cannot_run_is_answered_and_the_rest_goes_on(line):
     assert tokens["fine"] == [3, 4, 5, 6]
 
 
+def test_it_ends_when_nobody_listens_any_more(line):
+    """Also with steps under way; the fixture sees to it."""
+    link, core = line
+    link.send(request("endless", max_tokens=20))
+    link.receive()
+    assert len(core.scheduler.under_way) <= core.executor.capacity.steps_ahead + 1
+
+
 def test_a_full_queue_refuses_with_a_hint_to_retry(line):
     link, core = line
     core.scheduler.config = EngineConfig.of(max_num_queued_reqs=1, max_num_seqs=1).scheduler
@@ -148,13 +164,9 @@ def test_only_large_steps_are_announced():
     assert [message.step.work for message in said[1:]] == [said[0].work, pytest.approx(1.0, abs=0.2)]
 
 
-class Ahead(Large):
-    capacity = structs.replace(Large.capacity, steps_ahead=1)
-
-
 def test_a_large_step_is_announced_when_it_is_the_next_to_be_awaited():
     """Whoever watches takes a finished step for news of the step that was announced."""
-    core = EngineCore(EngineConfig(), Ahead())
+    core = EngineCore(EngineConfig(), LargeAhead())
     said: list[FromCore] = []
     turn(core, [request("small", max_tokens=9)], said.append)
     turn(core, [request("large", length=100)], said.append)
@@ -166,7 +178,7 @@ def test_a_large_step_is_announced_when_it_is_the_next_to_be_awaited():
 
 
 def test_steps_ahead_are_taken_in_even_when_all_has_ended():
-    core = EngineCore(EngineConfig(), Ahead())
+    core = EngineCore(EngineConfig(), LargeAhead())
     said: list[FromCore] = []
     turn(core, [request("r", max_tokens=9)], said.append)
     turn(core, [Abort("r")], said.append)
@@ -187,7 +199,7 @@ def test_seconds_of_overlapping_steps_add_up_to_the_time_that_passed():
         looks.append(float(len(looks)))
         return looks[-1]
 
-    core = EngineCore(EngineConfig(), Ahead(), clock=clock)
+    core = EngineCore(EngineConfig(), LargeAhead(), clock=clock)
     core.add(request("r", max_tokens=6).request)
     steps = []
     while core.has_work:
