@@ -80,8 +80,8 @@ class CudaDevice:
         assert device.type == "cuda"
         if find_spec("triton") is None:
             raise ConfigError(
-                "a GPU needs triton, which torch's builds for CUDA and ROCm bring along: install such a build of torch, "
-                "or triton; --device cpu runs without it"
+                "a GPU needs triton, which torch's builds for CUDA and ROCm bring along: install such a build of torch "
+                "or triton alone; --device cpu runs without it"
             )
         self.torch = torch.device("cuda", device.index or 0)
         try:
