@@ -19,6 +19,7 @@ from quick_kernels import quick
 from octavo.checkpoint import Checkpoint, resolve
 from octavo.config import EngineConfig
 from octavo.engine.core import EngineCore
+from octavo.execution import worker
 from octavo.execution.batch import Batch
 from octavo.execution.worker import Worker
 from octavo.kernels import ops
@@ -184,10 +185,16 @@ def test_greedy_tokens_are_those_of_a_cpu(shape: dict[str, Any], eager: bool, ah
 
 
 @pytest.mark.parametrize("shape", [LLAMA, QWEN3, GEMMA2], ids=lambda shape: shape["model_type"])
-def test_every_kernel_as_it_will_be_launched(shape: dict[str, Any], tmp_path: Path) -> None:
-    """Interpreted: a prompt in two pieces beside another's decoding, then both in a graph with a row of padding."""
-    config, checkpoint = engine(tmp_path, shape, cudagraph_capture_sizes=[3])
-    requests, device = [ask(1, 3, 7), ask(2, 30, 4)], FakeDevice()
+def test_every_kernel_as_it_will_be_launched(
+    shape: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interpreted, for a small GPU: a prompt in two pieces beside another's decoding, then graphs with padding."""
+    from octavo.kernels.triton import attention
+
+    monkeypatch.setattr(attention, "gpu", lambda _: attention.Gpu("sm_90", 1, 2**17, 32))
+    monkeypatch.setattr(worker, "largest_steps", lambda *_, **__: [])
+    config, checkpoint = engine(tmp_path, shape, cudagraph_capture_sizes=[3], max_num_batched_tokens=10)
+    requests, device = [ask(1, 3, 6), ask(2, 13, 4)], FakeDevice()
     same(on_gpu(config, checkpoint, requests, device, ops.gpu_kernels()), on_cpu(config, checkpoint, requests))
     assert device.replays > 0
 
@@ -249,15 +256,15 @@ def test_a_step_without_memory_ends_its_requests_and_no_others(
     first, again, other = ask(1, 20, 6), replace(ask(1, 20, 6), request_id="again"), ask(2, 30, 4)
     expected = on_cpu(config, checkpoint, [again, other])
     with running_on(quick):
-        core = EngineCore(config, Executor(worker := Worker(config, checkpoint, FakeDevice())))
-        replay, steps = worker._runner._graph.replay, iter(range(100))
+        core = EngineCore(config, Executor(gpu := Worker(config, checkpoint, FakeDevice())))
+        replay, steps = gpu._runner._graph.replay, iter(range(100))
 
         def scarce(batch: Batch) -> torch.Tensor:
             if next(steps) == step:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return replay(batch)
 
-        monkeypatch.setattr(worker._runner._graph, "replay", scarce)
+        monkeypatch.setattr(gpu._runner._graph, "replay", scarce)
         core.add(first)
         outputs = []
         while core.has_work:
