@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from octavo.execution.batch import Batch, BlockTables
 from octavo.execution.device import Device, Event
+from octavo.execution.device_sampler import DeviceSampler
 from octavo.execution.graphs import Captured, StepGraph, make_graph
 from octavo.execution.inputs import Inputs
 from octavo.execution.kv_cache import KVCache
@@ -67,18 +68,6 @@ class Completion(Protocol):
         ...
 
 
-class _Step(NamedTuple):
-    """A plan, laid out."""
-
-    plan: StepPlan
-    batch: Batch
-    drawing: list[Row]
-    last_D: Tensor  # where their last hidden states are
-    slot_D: Tensor  # for `remember`
-    pieces: list[tuple[Row, Piece]]
-    predicted: list[Tensor]  # tokens of each piece
-
-
 class ModelRunner:
     """Holds what lives between steps: block tables, sampling histories, the KV cache."""
 
@@ -110,10 +99,8 @@ class ModelRunner:
         self._cache.copy(plan.copies)
         if not plan.rows:
             return Computed(StepResult(plan.step, []))
-        step = self._lay_out(plan)
-        # Whatever happens to this step from here on, tables and copied blocks are right for those to come.
         try:
-            pending = self._completion.pending(self._compute(step))
+            pending = self._completion.pending(self._begin(plan))
         except torch.OutOfMemoryError as error:
             return Computed(_out_of_memory(plan, error))
         self._graph.prepare()
@@ -123,7 +110,7 @@ class ModelRunner:
         """Bytes that graphs will take, as far as steps so far tell."""
         return self._graph.reserve()
 
-    def _lay_out(self, plan: StepPlan) -> _Step:
+    def _begin(self, plan: StepPlan) -> Callable[[], StepResult]:
         rows = plan.rows
         drawing = [(place, row) for place, row in enumerate(rows) if row.draws]
         last_R = np.cumsum([len(row.token_ids) for row in rows]) - 1
@@ -137,21 +124,17 @@ class ModelRunner:
             ],
         )
         self._pooler.mark(rows, batch)
-        return _Step(plan, batch, [row for _, row in drawing], last_D, slot_D, pieces, predicted)
-
-    def _compute(self, step: _Step) -> Callable[[], StepResult]:
-        """What its result is to be read by."""
-        plan = step.plan
-        hidden_TE = self._graph.replay(step.batch)
+        hidden_TE = self._graph.replay(batch)
         drawn: Drawn | None = None
-        if step.drawing:
-            drawn = self._sampler.sample(step.drawing, self._logits(hidden_TE[step.last_D]), plan.masks)
-            self._inputs.remember(drawn.tokens, step.slot_D)
+        if drawing:
+            logits_DV = self._logits(hidden_TE[last_D])
+            drawn = self._sampler.sample([row for _, row in drawing], logits_DV, plan.masks)
+            self._inputs.remember(drawn.tokens, slot_D)
         reads = [
             (row, contained(row, partial(self._score, hidden_TE, asked, predicted_P)))
-            for (row, asked), predicted_P in zip(step.pieces, step.predicted, strict=True)
+            for (row, asked), predicted_P in zip(pieces, predicted, strict=True)
         ]
-        pooled = self._pooler.pool(plan.rows, step.batch, hidden_TE, self._completion.fetch)
+        pooled = self._pooler.pool(rows, batch, hidden_TE, self._completion.fetch)
         return partial(_collect, plan.step, drawn, reads, pooled)
 
     def _pieces(self, rows: Sequence[Row], last_R: np.ndarray) -> list[tuple[Row, Piece]]:
@@ -194,7 +177,7 @@ def _with_prompt_logprobs(known: RowResult, read: Read | RowResult) -> RowResult
 
 
 def _out_of_memory(plan: StepPlan, error: torch.OutOfMemoryError) -> StepResult:
-    """The requests of the step end, and no others: what they did not write into the cache is never read."""
+    """The requests of the step end, and no others: what they left in the cache is never read."""
     logger.error("a step of %d tokens found no memory: %s", plan.token_count, error)
     reason = "the GPU ran out of memory; lower --gpu-memory-utilization or --max-num-batched-tokens"
     return StepResult(plan.step, [RowResult(row.sequence_id, [], error=reason) for row in plan.rows])
@@ -260,4 +243,4 @@ def gpu_runner(
     graph = Captured(model, attention, cache.caches, device, graph_sizes, max_model_len)
     max_blocks = -(-max_model_len // cache.block_size)
     inputs = Inputs(device, max_rows, max_tokens, max_blocks, cache.block_size, graph.padded)
-    return ModelRunner(model, cache, inputs, graph, HostSampler(), ByEvent(device))
+    return ModelRunner(model, cache, inputs, graph, DeviceSampler(device, model.vocab_size), ByEvent(device))

@@ -149,17 +149,23 @@ class Turn:
 
     def result(self) -> RowResult:
         row, spec = self.row, self.history.spec
-        params = spec.params
-        if self.peak == -math.inf:
-            reason = "the request allows no token at this position"
-            return RowResult(row.sequence_id, [], error=reason, fault="invalid")
-        if not math.isfinite(self.peak):
-            return RowResult(row.sequence_id, [], error="the model's logits are not finite")
+        if (refused := refusal(row, self.peak)) is not None:
+            return refused
         if spec.candidates:
-            return _beam_candidates(row, spec, self.logits_V)
-        if params.logprobs is None:
+            return beam_candidates(row, spec, self.logits_V)
+        if spec.params.logprobs is None:
             return RowResult(row.sequence_id, self.tokens)
-        return RowResult(row.sequence_id, self.tokens, logprobs(self.raw_V, self.tokens, params.logprobs))
+        return RowResult(row.sequence_id, self.tokens, logprobs(self.raw_V, self.tokens, spec.params.logprobs))
+
+
+def refusal(row: Row, peak: float) -> RowResult | None:
+    """Why nothing can be drawn where the best adjusted logit is `peak`."""
+    if peak == -math.inf:
+        reason = "the request allows no token at this position"
+        return RowResult(row.sequence_id, [], error=reason, fault="invalid")
+    if not math.isfinite(peak):
+        return RowResult(row.sequence_id, [], error="the model's logits are not finite")
+    return None
 
 
 class History:
@@ -286,7 +292,8 @@ def logprobs(raw_V: Tensor, tokens: list[int], count: int) -> list[Logprobs]:
     return found
 
 
-def _beam_candidates(row: Row, spec: SequenceSpec, logits_V: Tensor) -> RowResult:
+def beam_candidates(row: Row, spec: SequenceSpec, logits_V: Tensor) -> RowResult:
+    """The best tokens of a beam and their log-probabilities, which its successors are ranked by."""
     temperature = spec.params.temperature or 1.0
     values, ids = (logits_V / temperature).log_softmax(-1).topk(min(spec.candidates, len(logits_V)))
     count = len(ids)

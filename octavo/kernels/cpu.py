@@ -370,7 +370,11 @@ class Compiled:
         _native.sample(logits_RV.data_ptr(), logits_RV.stride(0), rows, vocabulary, *addresses)
         return tokens_D.tolist(), peaks_R.tolist()
 
-    lay_out = staticmethod(reference.lay_out)  # of a CPU's own steps nothing travels
+    # Of a CPU's own steps nothing travels, and the host knows what is drawn.
+    lay_out = staticmethod(reference.lay_out)
+    draw = staticmethod(reference.draw)
+    count_tokens = staticmethod(reference.count_tokens)
+    report_logprobs = staticmethod(reference.report_logprobs)
 
 
 def _token_stride(x_THD: Tensor) -> int:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels import cpu, reference
-from octavo.kernels.draws import Draws
+from octavo.kernels.draws import Adjustments, DeviceDraws, Draws, Report
 from octavo.kernels.layout import Layout, Order
 from octavo.kernels.packed import PackedMatrix
 
@@ -85,6 +85,21 @@ class Kernels(Protocol):
         split_tokens: int,
     ) -> Tensor: ...
     def sample(self, logits_RV: Tensor, draws: Draws) -> tuple[list[int], list[float]]: ...
+    def draw(
+        self,
+        raw_RV: Tensor,
+        draws: DeviceDraws,
+        tokens_D: Tensor,
+        peaks_R: Tensor,
+        adjustments: Adjustments | None,
+        adjusted_RV: Tensor | None,
+        random: bool,
+        restricted: bool,
+    ) -> None: ...
+    def count_tokens(
+        self, said_MV: Tensor, last_M: Tensor, rows_E: Tensor, tokens_E: Tensor, times_E: Tensor
+    ) -> None: ...
+    def report_logprobs(self, raw_RV: Tensor, tokens_D: Tensor, wanted: Report) -> None: ...
     def lay_out(self, order: Order, last_token_S: Tensor, tables_SB: Tensor, block_size: int, out: Layout) -> None: ...
 
 
@@ -282,6 +297,34 @@ def sample(logits_RV: Tensor, draws: Draws) -> tuple[list[int], list[float]]:
     Where the best logit is not finite the row's tokens mean nothing. float32 logits, rows contiguous.
     """
     return kernels_for(logits_RV).sample(logits_RV, draws)
+
+
+def draw(
+    raw_RV: Tensor,
+    draws: DeviceDraws,
+    tokens_D: Tensor,
+    peaks_R: Tensor,
+    adjustments: Adjustments | None = None,
+    adjusted_RV: Tensor | None = None,
+    random: bool = True,
+    restricted: bool = True,
+) -> None:
+    """`sample` without waiting: fills tokens (int64), which are ids of the vocabulary in any case, and peaks.
+
+    Adjusted logits are put into `adjusted`, or in place of the raw ones. random: whether any row has a temperature;
+    restricted: whether any such row has a top-k or top-p that leaves something out.
+    """
+    kernels_for(raw_RV).draw(raw_RV, draws, tokens_D, peaks_R, adjustments, adjusted_RV, random, restricted)
+
+
+def count_tokens(said_MV: Tensor, last_M: Tensor, rows_E: Tensor, tokens_E: Tensor, times_E: Tensor) -> None:
+    """Adds times[e] to what is remembered of tokens[e] in rows[e] (int32 all); -1 is what `draw` put into last[row]."""
+    kernels_for(said_MV).count_tokens(said_MV, last_M, rows_E, tokens_E, times_E)
+
+
+def report_logprobs(raw_RV: Tensor, tokens_D: Tensor, wanted: Report) -> None:
+    """Fills in the log-probabilities and ranks of what was drawn, and the best ones, falling, equals by their id."""
+    kernels_for(raw_RV).report_logprobs(raw_RV, tokens_D, wanted)
 
 
 def lay_out(order: Order, last_token_S: Tensor, tables_SB: Tensor, block_size: int, out: Layout) -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octavo.kernels.draws import Draws
+from octavo.kernels.draws import IN_PROMPT, Adjustments, DeviceDraws, Draws, Report
 from octavo.kernels.layout import Layout, Order
 from octavo.kernels.packed import PackedMatrix, dequantize
 from octavo.kernels.philox import uniform
@@ -230,6 +230,70 @@ def _distribution(below_V: Tensor, draws: Draws, row: int) -> tuple[Tensor | Non
     sums = weights.cumsum(0)
     kept = max(int((sums - weights < top_p * sums[-1]).sum()), 1)
     return ids[:kept], sums[:kept]
+
+
+def draw(
+    raw_RV: Tensor,
+    draws: DeviceDraws,
+    tokens_D: Tensor,
+    peaks_R: Tensor,
+    adjustments: Adjustments | None = None,
+    adjusted_RV: Tensor | None = None,
+    random: bool = True,
+    restricted: bool = True,
+) -> None:
+    del random, restricted  # every row is looked at
+    logits_RV = raw_RV
+    if adjustments is not None:
+        logits_RV = raw_RV if adjusted_RV is None else adjusted_RV
+        for row, raw_V in enumerate(raw_RV):
+            logits_RV[row] = _adjusted(raw_V, adjustments, row)
+    temperature_R, min_p_R, top_p_R, top_k_R, positions_R, first_R1, seeds_D = (x.cpu().numpy() for x in draws)
+    known = Draws(temperature_R, min_p_R, top_p_R, top_k_R, positions_R, first_R1, seeds_D.view("uint64"))
+    tokens, peaks = sample(logits_RV, known)
+    tokens_D.copy_(torch.tensor(tokens, dtype=torch.int64))
+    peaks_R.copy_(torch.tensor(peaks))
+    if adjustments is not None:
+        first = draws.first_R1.tolist()
+        for row, said in enumerate(adjustments.said_R.tolist()):
+            if said >= 0 and first[row + 1] > first[row]:
+                adjustments.last_M[said] = tokens_D[first[row]]
+
+
+def _adjusted(x_V: Tensor, changes: Adjustments, row: int) -> Tensor:
+    steering, mask, said = (int(each[row]) for each in changes[:3])
+    repetition, presence, frequency = (float(each[row]) for each in changes[3:6])
+    if steering >= 0:
+        bias_V = changes.steering_SV[steering]
+        x_V = torch.where(bias_V == -torch.inf, bias_V, x_V + bias_V)
+    if mask >= 0:
+        token = torch.arange(len(x_V), device=x_V.device)
+        allowed_V = changes.masks_GW[mask][token // 32] >> token % 32 & 1
+        x_V = torch.where(allowed_V > 0, x_V, x_V - torch.inf)
+    if said >= 0:
+        said_V = changes.said_MV[said]
+        x_V = torch.where(said_V > 0, torch.where(x_V > 0, x_V / repetition, x_V * repetition), x_V)
+        times_V = said_V & IN_PROMPT - 1
+        x_V = torch.where(times_V > 0, x_V - (frequency * times_V + presence), x_V)
+    return x_V
+
+
+def count_tokens(said_MV: Tensor, last_M: Tensor, rows_E: Tensor, tokens_E: Tensor, times_E: Tensor) -> None:
+    rows_E = rows_E.long()
+    tokens_E = torch.where(tokens_E < 0, last_M[rows_E], tokens_E.long())
+    said_MV.index_put_((rows_E, tokens_E), times_E, accumulate=True)
+
+
+def report_logprobs(raw_RV: Tensor, tokens_D: Tensor, wanted: Report) -> None:
+    rows_Q = wanted.rows_Q.long()
+    logprobs_QV = raw_RV[rows_Q].log_softmax(-1)
+    values_QV, ids_QV = logprobs_QV.sort(descending=True, stable=True)
+    most = wanted.best_QN.size(1)
+    wanted.best_QN.copy_(values_QV[:, :most])
+    wanted.best_ids_QN.copy_(ids_QV[:, :most])
+    own_P = logprobs_QV[wanted.place_P.long()].gather(1, tokens_D[wanted.draws_P.long()][:, None])
+    wanted.own_P.copy_(own_P[:, 0])
+    wanted.rank_P.copy_((logprobs_QV[wanted.place_P.long()] > own_P).sum(1) + 1)
 
 
 def lay_out(order: Order, last_token_S: Tensor, tables_SB: Tensor, block_size: int, out: Layout) -> None:

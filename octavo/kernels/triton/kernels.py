@@ -16,12 +16,14 @@ from octavo.kernels.triton.blocks import copy_blocks
 from octavo.kernels.triton.layout import lay_out
 from octavo.kernels.triton.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from octavo.kernels.triton.rotary import rotary_and_write, write_kv
-from octavo.kernels.triton.sampling import sample
+from octavo.kernels.triton.sampling import count_tokens, draw, report_logprobs, sample
 
 __all__ = [
     "add_layer_norm",
     "add_rms_norm",
     "copy_blocks",
+    "count_tokens",
+    "draw",
     "gelu",
     "gelu_tanh",
     "gelu_tanh_mul",
@@ -32,6 +34,7 @@ __all__ = [
     "quantized_embedding",
     "quantized_linear",
     "relu",
+    "report_logprobs",
     "rms_norm",
     "rotary_and_write",
     "sample",

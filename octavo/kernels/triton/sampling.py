@@ -20,19 +20,18 @@ ones, G masks of a step, Q rows that report log-probabilities, P draws of those.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels.draws import Draws
-
-MOST_LISTED = 128  # log-probabilities that `report` lists at most, as it finds one after the other
+from octavo.kernels.draws import IN_PROMPT, Adjustments, DeviceDraws, Draws, Report
+from octavo.kernels.triton.gpu import gpu
 
 _TILE = 2048
 _ROOM = 4096
+_SEARCHERS = 512  # threads that search a row
 _LOG2E = tl.constexpr(math.log2(math.e))
 _UNIT = tl.constexpr(float(1 << 39))  # of the best weight
 _LEAST = tl.constexpr(2.0**-39)
@@ -40,66 +39,37 @@ _LEVELS = tl.constexpr(16)
 _COUNT = tl.constexpr(51)  # bits for the sum of a tile's weights; above them their number
 _COUNT_ONE = tl.constexpr(1 << 51)
 _ONE_BITS = tl.constexpr(0x3F800000)  # those of 1.0
-#: In what is remembered of a token: it is in the prompt. Below: how often it was put out.
-IN_PROMPT = 1 << 30
 _IN_PROMPT = tl.constexpr(IN_PROMPT)
-
-
-class DeviceDraws(NamedTuple):
-    """`Draws` on a device."""
-
-    temperature_R: Tensor  # float32, as the next two
-    min_p_R: Tensor
-    top_p_R: Tensor
-    top_k_R: Tensor  # int32; 0 or less: all
-    positions_R: Tensor  # int64
-    first_R1: Tensor  # int32
-    seeds_D: Tensor  # int64: the bits of the seed
-
-
-class Adjustments(NamedTuple):
-    """What changes logits before anything is drawn, in this order; -1: nothing of the kind for the row."""
-
-    steering_R: Tensor  # int32: row of `steering_SV`
-    mask_R: Tensor  # int32: row of `masks_GW`
-    said_R: Tensor  # int32: row of `said_MV`
-    repetition_R: Tensor  # float32, as the next two: penalties of what was said
-    presence_R: Tensor
-    frequency_R: Tensor
-    steering_SV: Tensor  # float32, added; -inf forbids
-    masks_GW: Tensor  # int32: bit i of word j is set where token 32j + i may be drawn
-    said_MV: Tensor  # int32: times put out, and IN_PROMPT
-    last_M: Tensor  # int64: what the row's first draw comes to is put here, for `count`
-
-
-class Report(NamedTuple):
-    """Where log-probabilities are wanted, and where they go: of each draw, and the best ones of each row."""
-
-    rows_Q: Tensor  # int32
-    wanted_Q: Tensor  # int32: how many of the best
-    draws_P: Tensor  # int32
-    place_P: Tensor  # int32: in Q
-    own_P: Tensor  # float32
-    rank_P: Tensor  # int32
-    best_QN: Tensor  # float32
-    best_ids_QN: Tensor  # int32
 
 
 # ---- Parts of kernels ----
 
 
 @triton.jit
+def _largest(x):
+    """NaN where there is one."""
+    known = x == x
+    largest = tl.max(tl.where(known, x, float("-inf")), 0)
+    return tl.where(tl.min(known.to(tl.int32), 0) > 0, largest, float("nan"))
+
+
+@triton.jit
 def _peak_of(peak_ptr, tiles, TILES: tl.constexpr):
-    """The best logit of a row from those of its tiles: NaN where there is one."""
+    """The best logit of a row from those of its tiles."""
     tile = tl.arange(0, TILES)
     peak_T = tl.load(peak_ptr + tile, mask=tile < tiles, other=float("-inf"))
-    poisoned = tl.max((peak_T != peak_T).to(tl.int32), 0)
-    return tl.where(poisoned > 0, float("nan"), tl.max(peak_T, 0))
+    return _largest(peak_T)
 
 
 @triton.jit
 def _finite(x):
     return (x > float("-inf")) & (x < float("inf"))
+
+
+@triton.jit
+def _or_zero(x):
+    """What logits are taken to be relative to where the best is x, though it be -inf."""
+    return tl.where(x > float("-inf"), x, 0.0)
 
 
 @triton.jit
@@ -320,10 +290,9 @@ def _adjust_kernel(
             penalty = tl.load(frequency_R + row) * times.to(tl.float32) + tl.load(presence_R + row)
             x = tl.where(times > 0, x - penalty, x)
         tl.store(out_ptr + row * out_stride + token, x, mask=inside)
-    poisoned = tl.max((x != x).to(tl.int32), 0) > 0
-    peak = tl.max(x, 0)
+    peak = _largest(x)
     best = tl.min(tl.where(x == peak, token, vocabulary), 0)
-    tl.store(peak_ptr + row * tiles + tile, tl.where(poisoned, float("nan"), peak))
+    tl.store(peak_ptr + row * tiles + tile, peak)
     tl.store(best_ptr + row * tiles + tile, best)
 
 
@@ -513,7 +482,7 @@ def _draw_kernel(
             tl.store(last_ptr + said, tl.load(tokens_D + first))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _count_kernel(said_ptr, last_ptr, rows_E, tokens_E, times_E, count, vocabulary, BLOCK: tl.constexpr):
     entry = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = entry < count
@@ -521,7 +490,7 @@ def _count_kernel(said_ptr, last_ptr, rows_E, tokens_E, times_E, count, vocabula
     token = tl.load(tokens_E + entry, mask=inside, other=0).to(tl.int64)
     token = tl.where(token < 0, tl.load(last_ptr + row, mask=inside & (token < 0), other=0), token)
     times = tl.load(times_E + entry, mask=inside, other=0)
-    tl.atomic_add(said_ptr + row * vocabulary + token, times, mask=inside)
+    tl.atomic_add(said_ptr + row * vocabulary + token, times, mask=inside & (token < vocabulary))
 
 
 @triton.jit
@@ -531,14 +500,15 @@ def _tile_kernel(raw_ptr, stride, rows_Q, peak_ptr, best_ptr, sum_ptr, vocabular
     row = tl.load(rows_Q + place).to(tl.int64)
     token = tile * TILE + tl.arange(0, TILE)
     x = tl.load(raw_ptr + row * stride + token, mask=token < vocabulary, other=float("-inf"))
+    x = tl.where(x == x, x, float("-inf"))  # with NaN the row's result is an error
     peak = tl.max(x, 0)
-    weights = tl.where(x > float("-inf"), tl.exp2((x - peak) * _LOG2E), 0.0)
+    weights = tl.exp2((x - _or_zero(peak)) * _LOG2E)
     tl.store(peak_ptr + place * tiles + tile, peak)
     tl.store(best_ptr + place * tiles + tile, tl.min(tl.where(x == peak, token, vocabulary), 0))
     tl.store(sum_ptr + place * tiles + tile, tl.sum(weights, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["most"])
 def _best_kernel(
     raw_ptr,
     stride,
@@ -564,8 +534,8 @@ def _best_kernel(
     peak_T = tl.load(peak_ptr + place * tiles + lane, mask=present, other=float("-inf"))
     best_T = tl.load(best_ptr + place * tiles + lane, mask=present, other=vocabulary)
     sum_T = tl.load(sum_ptr + place * tiles + lane, mask=present, other=0.0)
-    peak = tl.max(peak_T, 0)
-    total = tl.sum(tl.where(peak_T > float("-inf"), sum_T * tl.exp2((peak_T - peak) * _LOG2E), 0.0), 0)
+    peak = _or_zero(tl.max(peak_T, 0))
+    total = tl.sum(sum_T * tl.exp2((peak_T - peak) * _LOG2E), 0)
     log_sum = tl.log(total)
     tl.store(norm_ptr + place * 2, peak)
     tl.store(norm_ptr + place * 2 + 1, log_sum)
@@ -617,16 +587,11 @@ def draw(
     draws: DeviceDraws,
     tokens_D: Tensor,
     peaks_R: Tensor,
-    adjustments: Adjustments | None = None,
-    adjusted_RV: Tensor | None = None,
-    random: bool = True,
-    restricted: bool = True,
+    adjustments: Adjustments | None,
+    adjusted_RV: Tensor | None,
+    random: bool,
+    restricted: bool,
 ) -> None:
-    """Fills tokens (int64) and peaks (float32) as `ops.sample` returns them; tokens are ids of the vocabulary always.
-
-    raw: float32, rows contiguous. With adjustments the adjusted logits go to `adjusted`, or in place of the raw ones.
-    random: whether any row has a temperature; restricted: whether any such row has a top-k or top-p that leaves out.
-    """
     rows, vocabulary = raw_RV.shape
     assert raw_RV.dtype is torch.float32
     assert raw_RV.stride(1) == 1
@@ -638,14 +603,15 @@ def draw(
     _adjust_kernel[(rows, tiles)](
         raw_RV, logits_RV, raw_RV.stride(0), logits_RV.stride(0), peak_RT, best_RT,
         *(adjustments[:9] if adjustments is not None else (None,) * 9),
-        vocabulary, tiles, 0 if adjustments is None else adjustments.masks_GW.size(1),
+        vocabulary, tiles, triton.cdiv(vocabulary, 32),
         ADJUST=adjustments is not None, TILE=tile, num_warps=4,
     )  # fmt: skip
     temperature_R, min_p_R, top_p_R, top_k_R, positions_R, first_R1, seeds_D = draws
     mass_RT = torch.empty((rows, tiles), dtype=torch.int64, device=device)
     level_RTL = torch.empty((rows, tiles, _LEVELS.value), dtype=torch.int64, device=device)
     count_RL, sum_RL = torch.empty((2, rows, _LEVELS.value), dtype=torch.int64, device=device)
-    chosen_R, size_R = torch.empty((2, rows), dtype=torch.int32, device=device)
+    chosen_R = torch.empty(rows, dtype=torch.int32, device=device)
+    size_R = torch.empty(rows, dtype=torch.int32, device=device)
     start_RT = torch.empty((rows, tiles), dtype=torch.int32, device=device)
     values = torch.empty((rows, _ROOM), dtype=torch.float32, device=device)
     ids = torch.empty((rows, _ROOM), dtype=torch.int32, device=device)
@@ -667,20 +633,19 @@ def draw(
         logits_RV, logits_RV.stride(0), temperature_R, min_p_R, top_p_R, top_k_R, positions_R, first_R1, seeds_D,
         None if adjustments is None else adjustments.said_R, None if adjustments is None else adjustments.last_M,
         peak_RT, best_RT, mass_RT, count_RL, sum_RL, size_R, values, ids, tokens_D, peaks_R, vocabulary, tiles,
-        REMEMBER=adjustments is not None, ROOM=_ROOM, TILES=tiles_2, TILE=tile, num_warps=16,
+        REMEMBER=adjustments is not None, ROOM=_ROOM, TILES=tiles_2, TILE=tile,
+        num_warps=_SEARCHERS // gpu(device).warp_size,
     )  # fmt: skip
 
 
-def count(said_MV: Tensor, last_M: Tensor, rows_E: Tensor, tokens_E: Tensor, times_E: Tensor) -> None:
-    """Adds to what was said (all int32): times[e] for tokens[e] of rows[e], -1 being what `draw` remembered last."""
+def count_tokens(said_MV: Tensor, last_M: Tensor, rows_E: Tensor, tokens_E: Tensor, times_E: Tensor) -> None:
     entries, block = rows_E.size(0), 256
     _count_kernel[(triton.cdiv(entries, block),)](
         said_MV, last_M, rows_E, tokens_E, times_E, entries, said_MV.size(1), BLOCK=block, num_warps=4
     )
 
 
-def report(raw_RV: Tensor, tokens_D: Tensor, wanted: Report) -> None:
-    """Fills in log-probabilities and ranks under the logits as they are, at most MOST_LISTED for a row."""
+def report_logprobs(raw_RV: Tensor, tokens_D: Tensor, wanted: Report) -> None:
     vocabulary, rows = raw_RV.size(1), wanted.rows_Q.size(0)
     tile, tiles, tiles_2 = _tiles(vocabulary)
     device = raw_RV.device
@@ -723,5 +688,5 @@ def sample(logits_RV: Tensor, draws: Draws) -> tuple[list[int], list[float]]:
         moved(draws.seeds_D.view("int64"), torch.int64),
     )
     restricts = (draws.top_k_R > 0) & (draws.top_k_R < logits_RV.size(1)) | (draws.top_p_R < 1)
-    draw(logits_RV, on_device, tokens_D, peaks_R, random=bool(drawn.any()), restricted=bool((drawn & restricts).any()))
+    draw(logits_RV, on_device, tokens_D, peaks_R, None, None, bool(drawn.any()), bool((drawn & restricts).any()))
     return tokens_D.tolist(), peaks_R.tolist()

@@ -13,7 +13,7 @@ from torch import Tensor
 from triton_inputs import DEVICE, normal
 
 from octavo.kernels import reference
-from octavo.kernels.draws import Draws
+from octavo.kernels.draws import IN_PROMPT, Adjustments, DeviceDraws, Draws, Report
 from octavo.kernels.philox import uniform
 from octavo.kernels.triton import sampling
 
@@ -130,16 +130,16 @@ def floats(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device=DEVICE)
 
 
-def adjustments(vocabulary: int) -> sampling.Adjustments:
+def adjustments(vocabulary: int) -> Adjustments:
     """For three rows: none of them, all of them, and a mask alone."""
     generator = torch.Generator().manual_seed(1)
     steering = torch.randn(2, vocabulary, generator=generator)
     steering[:, ::7] = -math.inf
     masks = torch.randint(-(2**31), 2**31, (2, -(-vocabulary // 32)), generator=generator).int()
     said = torch.randint(0, 4, (3, vocabulary), generator=generator).int()
-    said[:, 1::3] |= sampling.IN_PROMPT
+    said[:, 1::3] |= IN_PROMPT
     said[:, ::2] = 0
-    return sampling.Adjustments(
+    return Adjustments(
         ints(-1, 1, -1), ints(-1, 0, 1), ints(-1, 2, -1), floats(1.0, 1.7, 1.0), floats(0.0, 0.5, 0.0),
         floats(0.0, -0.25, 0.0), steering.to(DEVICE), masks.to(DEVICE), said.to(DEVICE),
         torch.full((3,), -5, device=DEVICE),
@@ -153,9 +153,7 @@ def test_logits_are_steered_masked_and_penalized(vocabulary: int) -> None:
     kept, adjusted = raw.clone(), torch.full_like(raw, math.nan)
     tokens = torch.full((3,), -1, device=DEVICE)
     peaks = torch.full((3,), math.nan, device=DEVICE)
-    greedy = sampling.DeviceDraws(
-        *floats(*[0.0] * 9).view(3, 3), ints(0, 0, 0), tokens.clone(), ints(0, 1, 2, 3), tokens
-    )
+    greedy = DeviceDraws(*floats(*[0.0] * 9).view(3, 3), ints(0, 0, 0), tokens.clone(), ints(0, 1, 2, 3), tokens)
     sampling.draw(raw, greedy, tokens, peaks, changes, adjusted, random=False)
     assert torch.equal(raw, kept)
     expected = kept.clone()
@@ -164,7 +162,7 @@ def test_logits_are_steered_masked_and_penalized(vocabulary: int) -> None:
     said, steering = changes.said_MV[2], changes.steering_SV[1]
     row = (expected[1] + steering).masked_fill(~allowed[0], -math.inf)
     row = torch.where(said > 0, torch.where(row > 0, row / 1.7, row * 1.7), row)
-    times = said & sampling.IN_PROMPT - 1
+    times = said & IN_PROMPT - 1
     expected[1] = torch.where(times > 0, row - (0.5 - 0.25 * times), row)
     expected[2].masked_fill_(~allowed[1], -math.inf)
     torch.testing.assert_close(adjusted, expected)
@@ -177,9 +175,9 @@ def test_logits_are_steered_masked_and_penalized(vocabulary: int) -> None:
 
 def test_what_was_said_is_counted_also_what_only_the_device_knows() -> None:
     said, last = torch.zeros(2, 9, dtype=torch.int32, device=DEVICE), torch.tensor([4, 8], device=DEVICE)
-    sampling.count(said, last, ints(0, 1, 1, 1, 0), ints(4, -1, 3, 3, -1), ints(1, 1, 1, sampling.IN_PROMPT, 2))
+    sampling.count_tokens(said, last, ints(0, 1, 1, 1, 0), ints(4, -1, 3, 3, -1), ints(1, 1, 1, IN_PROMPT, 2))
     assert said[0].tolist() == [0, 0, 0, 0, 3, 0, 0, 0, 0]
-    assert said[1].tolist() == [0, 0, 0, sampling.IN_PROMPT + 1, 0, 0, 0, 0, 1]
+    assert said[1].tolist() == [0, 0, 0, IN_PROMPT + 1, 0, 0, 0, 0, 1]
 
 
 def test_log_probabilities_and_ranks() -> None:
@@ -187,11 +185,11 @@ def test_log_probabilities_and_ranks() -> None:
     raw[2, 100:4000] = -math.inf
     raw[2, [7, 4100]] = raw[2].max() + 1  # equal and best
     tokens = torch.tensor([5, 4200, 9, 4100], device=DEVICE)
-    wanted = sampling.Report(
+    wanted = Report(
         ints(0, 2), ints(3, 25), ints(0, 1, 3), ints(0, 0, 1), floats(*[math.nan] * 3), ints(0, 0, 0),
         torch.full((2, 25), math.nan, device=DEVICE), torch.full((2, 25), -1, dtype=torch.int32, device=DEVICE),
     )  # fmt: skip
-    sampling.report(raw, tokens, wanted)
+    sampling.report_logprobs(raw, tokens, wanted)
     expected = raw.log_softmax(-1)
     for place, (row, count) in enumerate([(0, 3), (2, 25)]):
         values, ids = expected[row].sort(descending=True, stable=True)
