@@ -22,6 +22,8 @@ Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
 SchedulingPolicy = Literal["fcfs", "priority"]
 LogFormat = Literal["text", "json"]
+AttentionBackend = Literal["auto", "triton", "flash_attn", "flashinfer"]
+KVCacheDtype = Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2"]
 ExecutorBackend = Literal["uni", "mp"]
 ToolCallParser = Literal["auto", "deepseek_v3", "generic", "glm45", "granite", "hermes", "kimi_k2", "llama3_json",
                          "minimax_m2", "mistral", "openai", "phi4_mini_json", "pythonic", "qwen3_coder"]  # fmt: skip
@@ -92,6 +94,11 @@ class CacheConfig:
         None,
         quantity=True,
     )
+    kv_cache_dtype: KVCacheDtype = _flag(
+        "how a GPU keeps keys and values; fp8 (fp8_e4m3): half the bytes of 16 bits to keep and to read, a little less "
+        "exact; fp8_e5m2: less exact still, but older GPUs have it too; auto: in the data type of the model",
+        "auto",
+    )
     gpu_memory_utilization: float = _flag("share of a GPU's memory to use for weights, activations and cache", 0.92)
     num_gpu_blocks_override: int | None = _flag("number of KV blocks, instead of sizing them (for tests)")
     enable_prefix_caching: bool = _flag("reuse the KV blocks of equal prompt beginnings", True)
@@ -128,6 +135,11 @@ class ExecutionConfig:
         "uni: in the engine's process; mp: a worker process per device", "uni"
     )
     num_threads: int | None = _flag("CPU threads for computing; default: the cores this process may use")
+    attention_backend: AttentionBackend = _flag(
+        "what computes attention on a GPU; auto: octavo's own kernels (triton); flash_attn and flashinfer are packages "
+        "that have to be installed",
+        "auto",
+    )
     enforce_eager: bool = _flag(
         "run every step of a GPU op by op, capture none as a graph: slower, but saves the graphs' memory", False
     )

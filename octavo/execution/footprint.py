@@ -23,6 +23,7 @@ from octavo.execution.device import choose_device, open_device
 from octavo.execution.kv_cache import bytes_per_block
 from octavo.execution.worker import (
     available_memory,
+    choose_cache_dtype,
     choose_dtype,
     keeps_few_bits,
     size_cache,
@@ -86,6 +87,7 @@ def footprint(config: EngineConfig, checkpoint: Checkpoint) -> Footprint:
     weights = _bytes(model) + sum(buffer.nbytes for buffer in model.buffers())
     runtime = _ENGINE + _SERVER + packs * _PACKING + _PER_TOKENIZER_ENTRY * model.vocab_size + _libraries()
     gpu = open_device(device)
+    cache_dtype = choose_cache_dtype(config.cache.kv_cache_dtype, dtype, gpu)
     workspace = _SCRATCH + config.scheduler.max_num_batched_tokens * _activations(model) * dtype.itemsize
     if gpu is None:
         free, total = available_memory(), total_memory()
@@ -99,7 +101,7 @@ def footprint(config: EngineConfig, checkpoint: Checkpoint) -> Footprint:
                 total=total, free=free - weights, weights=weights, libraries=0, activations=workspace, graphs=0
             )
             room = budget.room(config)
-        capacity, obstacle = size_cache(config, checkpoint, model, dtype, gpu, room), None
+        capacity, obstacle = size_cache(config, checkpoint, model, cache_dtype, gpu, room), None
     except ConfigError as error:
         capacity, obstacle = None, error.message
     return Footprint(
@@ -109,7 +111,7 @@ def footprint(config: EngineConfig, checkpoint: Checkpoint) -> Footprint:
         parameters=parameters,
         weights=weights,
         step_reads=_step_reads(model),
-        kv_token=bytes_per_block(model.cache_specs, 1, dtype),
+        kv_token=bytes_per_block(model.cache_specs, 1, cache_dtype),
         workspace=workspace,
         runtime=runtime,
         total=total,

@@ -23,7 +23,8 @@ from octavo.execution.model_runner import ModelRunner, cpu_runner, gpu_runner
 from octavo.execution.rehearsal import largest_steps
 from octavo.execution.stowed import Stowed, weight_bytes
 from octavo.kernels import cpu
-from octavo.layers.attention.paged import PagedAttention
+from octavo.layers.attention.backend import AttentionBackend
+from octavo.layers.attention.choice import Demand, choose, refuse_without_gpu
 from octavo.models.registry import Model, build
 from octavo.models.weights.loader import dummy_weights, load_weights
 from octavo.models.weights.sources import open_source
@@ -45,9 +46,10 @@ class Worker:
         self._accelerator = accelerator or open_device(choose_device(config.execution.device))
         self._device = torch.device("cpu") if self._accelerator is None else self._accelerator.torch
         if self._accelerator is None:
+            refuse_without_gpu(config.execution.attention_backend)
             cpu.use_threads(config.execution.num_threads or available_cores())
         self._dtype = choose_dtype(config.model.dtype, checkpoint, self._device)
-        self._cache_dtype = self._dtype
+        self._cache_dtype = choose_cache_dtype(config.cache.kv_cache_dtype, self._dtype, self._accelerator)
         free = 0 if self._accelerator is None else self._accelerator.memory()[0]
         self._model: Model | None = self._load()
         room = available_memory() if self._accelerator is None else self._budget(self._accelerator, free).room(config)
@@ -141,12 +143,22 @@ class Worker:
             self._model,
             cache,
             self._accelerator,
-            PagedAttention(),
+            self._attention(self._model, self._accelerator),
             max_model_len=context,
             max_tokens=most_tokens,
             max_rows=most_rows,
             graph_sizes=self._graph_sizes(),
         )
+
+    def _attention(self, model: Model, accelerator: Device) -> AttentionBackend:
+        demand = Demand.of(
+            model,
+            dtype=self._dtype,
+            cache_dtype=self._cache_dtype,
+            block_size=self._config.cache.block_size,
+            arch=_arch(accelerator),
+        )
+        return choose(self._config.execution.attention_backend, demand, accelerator.torch, self._graph_sizes())
 
     def _graph_sizes(self) -> list[int]:
         assert self._model is not None
@@ -254,6 +266,26 @@ def choose_dtype(asked: str, checkpoint: Checkpoint, device: torch.device) -> to
         able = onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         return torch.bfloat16 if able else torch.float32
     return torch.float16 if stored == "float16" else torch.bfloat16
+
+
+def _arch(accelerator: Device) -> str:
+    from octavo.kernels.triton.gpu import gpu
+
+    return gpu(accelerator.torch).arch
+
+
+def choose_cache_dtype(asked: str, dtype: torch.dtype, gpu: Device | None) -> torch.dtype:
+    """Of keys and values. Raises ConfigError where a machine does not have the type that is asked for."""
+    if asked == "auto":
+        return dtype
+    if gpu is None:
+        raise ConfigError(f"--kv-cache-dtype {asked} needs a GPU; on a CPU the cache has the data type of the model")
+    arch = _arch(gpu)
+    if asked == "fp8_e5m2":
+        return torch.float8_e5m2fnuz if arch.startswith("gfx94") else torch.float8_e5m2
+    if not gpu.fp8:
+        raise ConfigError(f"--kv-cache-dtype {asked}: {arch} has no such numbers; it has --kv-cache-dtype fp8_e5m2")
+    return torch.float8_e4m3fnuz if arch.startswith("gfx94") else torch.float8_e4m3fn
 
 
 def available_cores() -> int:

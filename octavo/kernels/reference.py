@@ -193,7 +193,7 @@ def paged_attention(
             scores = scores.masked_fill((key > query) | ((key <= query - window) if window else False), -torch.inf)
         if sinks_H is not None:
             scores = torch.cat((scores, sinks_H[:, None, None].expand(-1, count, -1)), -1)
-        weights = scores.softmax(-1)[..., :length].reshape(kv_heads, -1, length)
+        weights = scores.softmax(-1)[..., :length].reshape(kv_heads, q_GMD.size(1), length)
         out_THD[tokens] = (weights @ v_GSD).view_as(q_HTD).transpose(0, 1) * v_scale
     return out_THD.to(q_THD.dtype)
 

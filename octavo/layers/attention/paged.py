@@ -37,3 +37,8 @@ class PagedAttention:
             cache.v_scale,
             self._split_tokens,
         )
+
+
+def fixed_splits(context: int) -> int:
+    """`split_tokens` for texts of up to so many tokens: short enough for several parts, long enough for at most 16."""
+    return max(512, (1 << (context - 1).bit_length()) // 16)
