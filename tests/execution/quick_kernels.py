@@ -36,7 +36,7 @@ def paged_attention(
     window: int = 0,
     softcap: float = 0.0,
     causal: bool = True,
-    **_: Any,
+    *_: Any,
 ) -> Tensor:
     tokens, heads, size = q_THD.shape
     token = torch.arange(tokens)
