@@ -67,7 +67,7 @@ IN_FLOAT32 = Expect(pipelined=True)
 CASES = [
     *(case(f"decode {model}", model, DECODING, FEW, 9) for model in MODELS),
     *(case(f"prompts {model}", model, PROMPTS, MANY, 4) for model in MODELS),
-    case("mixed Llama-3.1-8B", "Llama-3.1-8B", MIXED, BOTH, 4, quick=("sm_90", "gfx942")),
+    case("mixed Llama-3.1-8B", "Llama-3.1-8B", MIXED, BOTH, 6, quick=("sm_90", "gfx942")),
     *(
         case(f"fixed splits {model}", model, (*DECODING, *PROMPTS, *MIXED), MANY, 6, split_tokens=512)
         for model in ("Llama-3.1-8B", "Llama-3.2-1B")

@@ -11,8 +11,8 @@ WIDTHS = (576, 1024, 4096, 8192, 16384)
 TOKENS = (1, 2, 7, 16, 256, 2048)  # of steps: they cost no kernel each
 
 
-def rms_norms(new: New) -> None:
-    for width in WIDTHS:
+def rms_norms(new: New, widths: tuple[int, ...] = WIDTHS) -> None:
+    for width in widths:
         for tokens in TOKENS:
             x, weight = new(tokens, width), new(width, dtype=torch.float32)
             kernels.rms_norm(x, weight, 1e-5)
@@ -29,6 +29,7 @@ def layer_norms(new: New) -> None:
 
 SLIM = Expect(registers=128, narrow_loads=0)
 CASES = [
-    Case("rms norms", rms_norms, SLIM, binaries=2 * len(WIDTHS), quick=("sm_90", "gfx942")),
+    Case("rms norms", rms_norms, SLIM, binaries=2 * len(WIDTHS)),
+    Case("rms norms 8B", lambda new: rms_norms(new, (4096,)), SLIM, binaries=2, quick=("sm_90", "gfx942")),
     Case("layer norms", layer_norms, SLIM, binaries=8),
 ]
