@@ -47,6 +47,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         "synchronize": None,
     }.items():
         monkeypatch.setattr(torch.cuda, name, note(name, answer))
+    monkeypatch.setattr(torch._C, "_host_emptyCache", note("host_empty_cache"), raising=False)
     return asked
 
 
@@ -71,6 +72,7 @@ def test_what_is_asked_of_torch(calls: list[tuple[Any, ...]]) -> None:
         ("max_memory_allocated", gpu),
         ("reset_peak_memory_stats", gpu),
         ("empty_cache",),
+        ("host_empty_cache",),
         ("synchronize", gpu),
     ]
 
