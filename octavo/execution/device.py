@@ -8,6 +8,7 @@ Only the host has to wait, by an event, before it reads what a copy brought or w
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Protocol
 
 import torch
@@ -77,6 +78,11 @@ class CudaDevice:
 
     def __init__(self, device: torch.device) -> None:
         assert device.type == "cuda"
+        if find_spec("triton") is None:
+            raise ConfigError(
+                "a GPU needs triton, which torch's builds for CUDA and ROCm bring along: install such a build of torch "
+                "or triton alone; --device cpu runs without it"
+            )
         self.torch = torch.device("cuda", device.index or 0)
         try:
             torch.cuda.set_device(self.torch)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -68,6 +68,18 @@ class Completion(Protocol):
         ...
 
 
+class _Step(NamedTuple):
+    """A plan, laid out."""
+
+    plan: StepPlan
+    batch: Batch
+    drawing: list[Row]
+    last_D: Tensor  # where their last hidden states are
+    slot_D: Tensor  # for `remember`
+    pieces: list[tuple[Row, Piece]]
+    predicted: list[Tensor]  # tokens of each piece
+
+
 class ModelRunner:
     """Holds what lives between steps: block tables, sampling histories, the KV cache."""
 
@@ -99,8 +111,10 @@ class ModelRunner:
         self._cache.copy(plan.copies)
         if not plan.rows:
             return Computed(StepResult(plan.step, []))
+        step = self._lay_out(plan)
+        # Whatever happens to this step from here on, tables and copied blocks are right for those to come.
         try:
-            pending = self._completion.pending(self._begin(plan))
+            pending = self._completion.pending(self._compute(step))
         except torch.OutOfMemoryError as error:
             return Computed(_out_of_memory(plan, error))
         self._graph.prepare()
@@ -110,7 +124,7 @@ class ModelRunner:
         """Bytes that graphs will take, as far as steps so far tell."""
         return self._graph.reserve()
 
-    def _begin(self, plan: StepPlan) -> Callable[[], StepResult]:
+    def _lay_out(self, plan: StepPlan) -> _Step:
         rows = plan.rows
         drawing = [(place, row) for place, row in enumerate(rows) if row.draws]
         last_R = np.cumsum([len(row.token_ids) for row in rows]) - 1
@@ -124,17 +138,21 @@ class ModelRunner:
             ],
         )
         self._pooler.mark(rows, batch)
-        hidden_TE = self._graph.replay(batch)
+        return _Step(plan, batch, [row for _, row in drawing], last_D, slot_D, pieces, predicted)
+
+    def _compute(self, step: _Step) -> Callable[[], StepResult]:
+        """What its result is to be read by."""
+        plan = step.plan
+        hidden_TE = self._graph.replay(step.batch)
         drawn: Drawn | None = None
-        if drawing:
-            logits_DV = self._logits(hidden_TE[last_D])
-            drawn = self._sampler.sample([row for _, row in drawing], logits_DV, plan.masks)
-            self._inputs.remember(drawn.tokens, slot_D)
+        if step.drawing:
+            drawn = self._sampler.sample(step.drawing, self._logits(hidden_TE[step.last_D]), plan.masks)
+            self._inputs.remember(drawn.tokens, step.slot_D)
         reads = [
             (row, contained(row, partial(self._score, hidden_TE, asked, predicted_P)))
-            for (row, asked), predicted_P in zip(pieces, predicted, strict=True)
+            for (row, asked), predicted_P in zip(step.pieces, step.predicted, strict=True)
         ]
-        pooled = self._pooler.pool(rows, batch, hidden_TE, self._completion.fetch)
+        pooled = self._pooler.pool(plan.rows, step.batch, hidden_TE, self._completion.fetch)
         return partial(_collect, plan.step, drawn, reads, pooled)
 
     def _pieces(self, rows: Sequence[Row], last_R: np.ndarray) -> list[tuple[Row, Piece]]:
@@ -177,7 +195,7 @@ def _with_prompt_logprobs(known: RowResult, read: Read | RowResult) -> RowResult
 
 
 def _out_of_memory(plan: StepPlan, error: torch.OutOfMemoryError) -> StepResult:
-    """The requests of the step end, and no others: what they left in the cache is never read."""
+    """The requests of the step end, and no others: what they did not write into the cache is never read."""
     logger.error("a step of %d tokens found no memory: %s", plan.token_count, error)
     reason = "the GPU ran out of memory; lower --gpu-memory-utilization or --max-num-batched-tokens"
     return StepResult(plan.step, [RowResult(row.sequence_id, [], error=reason) for row in plan.rows])

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from octavo.errors import ConfigError
+from octavo.execution import device
 from octavo.execution.device import CudaDevice, choose_device, open_device
 
 H100 = SimpleNamespace(name="NVIDIA H100 80GB HBM3", major=9, minor=0, multi_processor_count=132, uuid="a-b-c")
@@ -35,6 +36,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         asked.append(("ones", device))
         return ones(*arguments, **keywords)
 
+    monkeypatch.setattr(device, "find_spec", lambda name: name)
     monkeypatch.setattr(torch, "ones", tensor)
     there(monkeypatch, H100)
     for name, answer in {
@@ -58,15 +60,15 @@ def there(monkeypatch: pytest.MonkeyPatch, properties: SimpleNamespace, hip: str
 
 def test_what_is_asked_of_torch(calls: list[tuple[Any, ...]]) -> None:
     gpu = torch.device("cuda:1")
-    device = CudaDevice(gpu)
+    opened = CudaDevice(gpu)
     assert calls[:2] == [("set_device", gpu), ("ones", gpu)]
-    assert (device.torch, device.multiprocessors, device.fp8, device.uuid) == (gpu, 132, True, "GPU-a-b-c")
+    assert (opened.torch, opened.multiprocessors, opened.fp8, opened.uuid) == (gpu, 132, True, "GPU-a-b-c")
     calls.clear()
-    assert device.memory() == (3, 4)
-    assert device.peak() == 5
-    device.reset_peak()
-    device.empty_cache()
-    device.synchronize()
+    assert opened.memory() == (3, 4)
+    assert opened.peak() == 5
+    opened.reset_peak()
+    opened.empty_cache()
+    opened.synchronize()
     assert calls == [
         ("mem_get_info", gpu),
         ("max_memory_allocated", gpu),
@@ -79,14 +81,14 @@ def test_what_is_asked_of_torch(calls: list[tuple[Any, ...]]) -> None:
 
 @pytest.mark.usefixtures("calls")
 def test_pinned_memory_and_events(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = CudaDevice(torch.device("cuda"))
-    assert device.torch == torch.device("cuda:0")
+    opened = CudaDevice(torch.device("cuda"))
+    assert opened.torch == torch.device("cuda:0")
     made = []
     monkeypatch.setattr(torch, "empty", lambda *shape, **keywords: made.append((shape, keywords)))
     monkeypatch.setattr(torch.cuda, "Event", lambda: "event")
-    device.pinned((2, 3), torch.int32)
+    opened.pinned((2, 3), torch.int32)
     assert made == [(((2, 3),), {"dtype": torch.int32, "pin_memory": True})]
-    assert device.event() == "event"
+    assert opened.event() == "event"
 
 
 @pytest.mark.usefixtures("calls")
@@ -101,9 +103,9 @@ def test_graphs_share_a_pool(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: f"graph {len(said)}")
     monkeypatch.setattr(torch.cuda, "graph", graph)
-    device = CudaDevice(torch.device("cuda"))
-    assert device.capture(lambda: said.append("run")) == "graph 0"
-    assert device.capture(lambda: said.append("run")) == "graph 3"
+    opened = CudaDevice(torch.device("cuda"))
+    assert opened.capture(lambda: said.append("run")) == "graph 0"
+    assert opened.capture(lambda: said.append("run")) == "graph 3"
     assert said == [
         ("graph 0", "pool", "thread_local"),
         "run",
@@ -149,6 +151,7 @@ def test_a_gpu_that_does_not_work_says_what_to_do(monkeypatch: pytest.MonkeyPatc
     def refuse(_: object) -> None:
         raise RuntimeError(reason)
 
+    monkeypatch.setattr(device, "find_spec", lambda name: name)
     monkeypatch.setattr(torch.cuda, "set_device", refuse)
     with pytest.raises(ConfigError) as told:
         open_device(torch.device("cuda:2"))
@@ -170,6 +173,12 @@ def test_a_gpu_that_torch_does_not_know_is_told(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.version, "hip", None)
     with pytest.raises(ConfigError, match=r"the installed torch \(.*\) is built for CPUs only"):
         choose_device("cuda")
+
+
+def test_a_gpu_needs_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match="a GPU needs triton"):
+        CudaDevice(torch.device("cuda"))
 
 
 def test_a_cpu_needs_no_seam() -> None:

@@ -104,6 +104,17 @@ def test_a_preempted_sequence_comes_back_when_its_token_has_arrived():
     assert texts(outputs) == {(name, 0): expected(PROMPT, 7, 4, []) for name in "ab"}
 
 
+def test_nobody_overtakes_one_whose_token_is_on_its_way():
+    scheduler, model = make_scheduler(), make_model()
+    scheduler.add(make_request("a", PROMPT))
+    late = model.run(scheduler.schedule())
+    scheduler._preempt(scheduler.running[0])
+    scheduler.add(make_request("b", PROMPT))
+    assert scheduler.schedule() is None
+    scheduler.update(late)
+    assert [row.sequence_id for row in scheduler.schedule().rows] == [0, 1]
+
+
 def test_rows_of_an_earlier_incarnation_make_nothing_findable():
     scheduler, model = make_scheduler(max_num_batched_tokens=8), make_model()
     scheduler.add(make_request("a", range(20)))
