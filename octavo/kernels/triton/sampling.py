@@ -225,10 +225,10 @@ def _draw_any(
 
 @triton.jit
 def _draw_best(
-    values_ptr, ids_ptr, count, listed, counts_L, masses_L, peak, scale, min_p, top_k, top_p, position, first, end,
-    seeds_D, tokens_D, TILE: tl.constexpr,
+    values_ptr, ids_ptr, count, counts_L, masses_L, peak, scale, min_p, top_k, top_p, position, first, end,
+    seeds_D, tokens_D, LISTED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Best first. listed: the values are some of the row's, of the tokens in ids, not all of it."""
+    """Best first. LISTED: the values are some of the row's, of the tokens in ids, not all of it."""
     kept = _kept(values_ptr, count, peak, scale, min_p, top_k, top_p, counts_L, masses_L, TILE)
     for draw in range(first, end):
         number = _uniform(tl.load(seeds_D + draw), position)
@@ -236,7 +236,7 @@ def _draw_best(
         bits, _, above = _find(values_ptr, count, peak, scale, min_p, target, counts_L, masses_L, False, TILE)
         nth = _quotient(target - above, _mass(bits.to(tl.float32, bitcast=True)))
         token = _nth(values_ptr, count, peak, scale, min_p, bits, nth, TILE)
-        if listed:
+        if LISTED:
             token = tl.load(ids_ptr + token)
         tl.store(tokens_D + draw, token.to(tl.int64))
 
@@ -461,12 +461,16 @@ def _draw_kernel(
             level = row * _LEVELS + tl.arange(0, _LEVELS)
             counts_L, masses_L = tl.load(count_ptr + level), tl.load(sum_ptr + level)
             size = tl.load(size_ptr + row)
-            values = tl.where(size >= 0, values_ptr + row * ROOM, logits)
-            count = tl.where(size >= 0, size, vocabulary)
-            _draw_best(
-                values, ids_ptr + row * ROOM, count, size >= 0, counts_L, masses_L, peak, scale, min_p, top_k, top_p,
-                position, first, end, seeds_D, tokens_D, TILE,
-            )  # fmt: skip
+            if size >= 0:
+                _draw_best(
+                    values_ptr + row * ROOM, ids_ptr + row * ROOM, size, counts_L, masses_L, peak, scale, min_p, top_k,
+                    top_p, position, first, end, seeds_D, tokens_D, True, TILE,
+                )  # fmt: skip
+            else:
+                _draw_best(
+                    logits, ids_ptr, vocabulary, counts_L, masses_L, peak, scale, min_p, top_k, top_p, position,
+                    first, end, seeds_D, tokens_D, False, TILE,
+                )  # fmt: skip
         else:
             _draw_any(
                 logits, mass_ptr + row * tiles, peak, scale, min_p, position, first, end, seeds_D, tokens_D,
