@@ -154,7 +154,7 @@ def test_logits_are_steered_masked_and_penalized(vocabulary: int) -> None:
     tokens = torch.full((3,), -1, device=DEVICE)
     peaks = torch.full((3,), math.nan, device=DEVICE)
     greedy = DeviceDraws(*floats(*[0.0] * 9).view(3, 3), ints(0, 0, 0), tokens.clone(), ints(0, 1, 2, 3), tokens)
-    sampling.draw(raw, greedy, tokens, peaks, changes, adjusted, random=False)
+    sampling.draw(raw, greedy, tokens, peaks, changes, adjusted, random=False, restricted=False)
     assert torch.equal(raw, kept)
     expected = kept.clone()
     bit = torch.arange(vocabulary, device=DEVICE)
@@ -169,7 +169,7 @@ def test_logits_are_steered_masked_and_penalized(vocabulary: int) -> None:
     assert torch.equal(peaks, adjusted.amax(1))
     assert torch.equal(tokens, adjusted.argmax(1))
     assert changes.last_M.tolist() == [-5, -5, int(tokens[1])]
-    sampling.draw(raw, greedy, tokens, peaks, changes, random=False)
+    sampling.draw(raw, greedy, tokens, peaks, changes, None, random=False, restricted=False)
     assert torch.equal(raw, adjusted)
 
 
