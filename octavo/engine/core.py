@@ -124,7 +124,7 @@ class EngineCore:
             self._guides.drop(request_id, index)
 
     def step(self, announce: Callable[[float], None] = lambda _: None) -> StepOutputs:
-        """One turn of the loop: submit what can be, then take in what came of the first step under way.
+        """One turn of the loop: submit what can be, then take in what came of the first step under way. There is work.
 
         announce: told of each step how much work it is, before it is waited for.
         """
@@ -132,6 +132,7 @@ class EngineCore:
             announce(self._under_way[0].work)
         while len(self._under_way) <= self._steps_ahead and (plan := self.scheduler.schedule()) is not None:
             self._submit(plan, announce)
+        assert self._under_way, "there is work, and nothing can be computed"
         return self._collect()
 
     @property
