@@ -51,6 +51,9 @@ class StepPlan(Struct, frozen=True, array_like=True):
     removed: list[int]  # sequence ids a worker may forget, applied first
     #: What rows with draws may draw, by sequence id: bit i of byte j is token 8j + i; missing bytes allow nothing.
     masks: dict[int, bytes] = field(default_factory=dict)
+    #: (device block, host block): copied out in order, then in, before `copies`.
+    swaps_out: list[tuple[int, int]] = field(default_factory=list)
+    swaps_in: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def token_count(self) -> int:
@@ -117,6 +120,7 @@ class Capacity(Struct, frozen=True, kw_only=True):
     block_size: int
     max_model_len: int
     vocab_size: int  # width of the logits: every token id must be below
+    host_blocks: int = 0  # of the machine's memory, for what preempted sequences have computed
     kept_blocks: int | None = None  # that may take memory only to keep content for the prefix cache; None: all
     ability: Ability = Ability()
     gpus: list[str] = []  # UUIDs of those that compute

@@ -361,8 +361,8 @@ class AsyncLLMEngine:
             )
             self.metrics.describe_cache(self.config.cache, ready.capacity)
             self._loaded.set_result(ready)
-        self._slumber.answer()  # one that was waited for is awake
         self._board()
+        self._slumber.answer()  # one that was waited for is awake
 
     def mourn(self, death: Death) -> None:
         """All its requests go on in the next core, but for one that has killed too often."""

@@ -93,6 +93,7 @@ class EngineCore:
             num_blocks=capacity.num_blocks,
             block_size=capacity.block_size,
             max_model_len=capacity.max_model_len,
+            host_blocks=capacity.host_blocks,
             kept_blocks=capacity.kept_blocks,
             enable_prefix_caching=config.cache.enable_prefix_caching,
             hash_seed=hash_seed or secrets.token_bytes(32),

@@ -22,6 +22,7 @@ from octavo.scheduling.policy import POLICIES
 from octavo.scheduling.prefix_cache import PrefixCache
 from octavo.scheduling.sequence import Group, Hypothesis, Sequence
 from octavo.scheduling.step import Part, Step
+from octavo.scheduling.swap import SwapSpace
 
 
 class Scheduler:
@@ -37,6 +38,7 @@ class Scheduler:
         num_blocks: int,
         block_size: int,
         max_model_len: int,
+        host_blocks: int = 0,
         kept_blocks: int | None = None,
         enable_prefix_caching: bool = True,
         hash_seed: bytes = b"",
@@ -47,6 +49,7 @@ class Scheduler:
         self.max_model_len = max_model_len
         self.block_size = block_size
         self.pool = BlockPool(num_blocks, kept_blocks)
+        self.swap_space = SwapSpace(host_blocks)
         self.whole_prompts = whole_prompts
         self.prefix_cache = PrefixCache(self.pool, block_size, hash_seed, enable_prefix_caching and not whole_prompts)
         self.waiting: list[Sequence] = []  # both in the policy's order
@@ -150,6 +153,7 @@ class Scheduler:
         self.under_way.append(Step(self._steps, parts, self._started, self._preempted))
         self._started, self._preempted = [], []
         self._steps += 1
+        self.swap_space.order(plan)
         plan.removed.extend(self._removed)
         self._removed.clear()
         return plan
@@ -176,6 +180,8 @@ class Scheduler:
             count = self._share(sequence, budget)
             while count and not self._grow(plan, sequence, count):
                 victim = self.running[-1]
+                if victim is sequence and self.under_way and not parts:
+                    return True  # what is under way may make room; if not, those who hold it are preempted then
                 self._preempt(victim)
                 if victim is sequence:
                     return True
@@ -192,12 +198,15 @@ class Scheduler:
             if sequence is None or sequence.promised:
                 break  # nobody overtakes one whose token is on its way
             self._adopt_prefix(sequence)
+            found = len(sequence.blocks)
+            sequence.computed = max(sequence.computed, sequence.swapped_tokens)
             count = self._share(sequence, budget)
             if not count or not self._grow(plan, sequence, count, reserve=self._reserve if self.running else 0):
                 self._give_up_blocks(sequence)
                 break
             self.waiting.remove(sequence)
             insort(self.running, sequence, key=_order)
+            self.swap_space.fetch(plan, sequence, found)
             self._count_prefix(sequence)
             parts[sequence.id] = self._order_row(plan, sequence, count)
             budget -= count
@@ -280,10 +289,11 @@ class Scheduler:
         self._queued_tokens -= len(group.request.prompt_token_ids)
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Give all its blocks back and queue it again: its known tokens will be computed once more.
+        """Give all its blocks back and queue it again: what is not kept elsewhere will be computed once more.
 
         What its rows under way write into those blocks is over before whoever gets them writes there.
         """
+        self.swap_space.keep(sequence)
         self.running.remove(sequence)
         self._give_up_blocks(sequence)
         self._forget(sequence)
@@ -465,6 +475,7 @@ class Scheduler:
         group.live.clear()
 
     def _leave(self, sequence: Sequence) -> None:
+        self.swap_space.drop(sequence)
         (self.running if sequence in self.running else self.waiting).remove(sequence)
         self._give_up_blocks(sequence)
         self._forget(sequence)

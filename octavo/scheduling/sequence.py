@@ -55,6 +55,8 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)
     findable: int = 0  # full blocks that the prefix cache knows
     sent: int = 0
+    swapped: list[int] = field(default_factory=list)  # host blocks with what it had computed when it was preempted
+    swapped_tokens: int = 0
     known_to_workers: bool = False
     cumulative_logprob: float = 0.0  # beams
     candidates: list[tuple[int, float]] = field(default_factory=list)  # beams: (token, logprob), waiting for siblings

@@ -8,6 +8,7 @@ row         what a row says of its sequence is true, and the worker's block tabl
 promise     of each sequence just the draws under way are expected, and none is ordered beyond a certain end
 tenant      nobody reads a block that another tenant or adapter has filled
 owners      references = owners; every block is either owned or free; a table covers just what is computed
+swap        host blocks have one owner, who waits; what comes in goes to a block of its owner alone
 place       every live sequence is in exactly one of waiting and running, in order
 cache       equal keys are equal content of the same tenant, and the other way round
 queue       who is refused and how many wait, as counted here
@@ -84,6 +85,7 @@ class Books:
         self._queued: dict[str, int] = {}  # requests that have not started, and their prompts' lengths
         self._refused: dict[str, str] = {}  # that this turn has to refuse, and whose fault it is
         self._tenants: list[tuple[str | None, str | None] | None] = [None] * worker.capacity.num_blocks
+        self._host_tenants: list[tuple[str | None, str | None] | None] = [None] * worker.capacity.host_blocks
         self._meaning: dict[bytes, object] = {}
         self._spelling: dict[object, bytes] = {}
         self._under_way: deque[UnderWay] = deque()
@@ -164,6 +166,7 @@ class Books:
         self._under_way.append(ordered := UnderWay())
         most = self._worker.capacity.steps_ahead + 1
         demand(len(self._under_way) <= most, "budget", "{} steps under way", len(self._under_way))
+        self._watch_swaps(plan)
         self._watch_copies(plan)
         for place, row in enumerate(plan.rows):
             sequence = step.parts[row.sequence_id].sequence
@@ -192,6 +195,15 @@ class Books:
         demand(plain, "promise", "{} is computed ahead", sequence.id)
         output = position - len(request.prompt_token_ids)
         demand(output + 1 < alone.most, "promise", "{} computes its last token", sequence.id)
+
+    def _watch_swaps(self, plan: StepPlan) -> None:
+        pool, cached = self._scheduler.pool, self._scheduler.prefix_cache._key_of
+        for block, host in plan.swaps_out:
+            self._host_tenants[host] = self._tenants[block]
+        for block, host in plan.swaps_in:
+            alone = pool.references[block] == 1 and block not in cached
+            demand(alone, "swap", "block {} comes in and has {} owners", block, pool.references[block])
+            self._tenants[block] = self._host_tenants[host]
 
     def _watch_copies(self, plan: StepPlan) -> None:
         written: set[int] = set()
@@ -374,10 +386,25 @@ class Books:
         demand(len(free) + used == pool._used, "owners", "{} free, {} owned, {} used", len(free), used, pool._used)
         demand(not any(owners[block] for block in free), "owners", "a free block is owned")
         demand(not any(owners[pool._used :]), "owners", "an unused block is owned")
+        self._check_swapped()
+        leaving = {block for block, _ in scheduler.swap_space._leaving}
         for block in free:
-            if block not in pool._kept:
+            if block not in pool._kept and block not in leaving:
                 self._worker.poison(block)
                 self._tenants[block] = None
+
+    def _check_swapped(self) -> None:
+        scheduler = self._scheduler
+        space, size = scheduler.swap_space, scheduler.block_size
+        held = [block for sequence in scheduler.waiting for block in sequence.swapped]
+        demand(sorted(held + space._free) == list(range(space.count)), "swap", "{} held, {} free", held, space._free)
+        for sequence in scheduler.waiting:
+            blocks, tokens = len(sequence.swapped), sequence.swapped_tokens
+            demand(blocks == -(-tokens // size), "swap", "{} host blocks for {} tokens", blocks, tokens)
+        demand(not any(sequence.swapped for sequence in scheduler.running), "swap", "swapped and running")
+        for block in space._free:
+            self._worker.poison_host(block)
+            self._host_tenants[block] = None
 
     def _check_workers(self) -> None:
         scheduler, worker = self._scheduler, self._worker

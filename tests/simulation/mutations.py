@@ -75,6 +75,7 @@ _CACHE = "octavo.scheduling.prefix_cache"
 _SCHEDULER = "octavo.scheduling.scheduler"
 _BEAM = "octavo.scheduling.beam"
 _SEQUENCE = "octavo.scheduling.sequence"
+_SWAP = "octavo.scheduling.swap"
 _PROCESS = "octavo.engine.core_process"
 _CORE = "octavo.engine.core"
 _OUTPUT = "octavo.engine.output"
@@ -205,6 +206,22 @@ MUTATIONS = [
              "tokens = [*request.prompt_token_ids]"),
     Mutation("resumed siblings draw the same numbers", _SCHEDULER, "seed = fork_seed(request.seed, known.index)",
              "seed = request.seed"),
+    Mutation("a swapped block has two owners", _SWAP, "[self._free.pop() for _ in sequence.blocks]",
+             "[self._free[-1] for _ in sequence.blocks]"),
+    Mutation("one swapped block is forgotten", _SWAP, "sequence.blocks[found:], sequence.swapped[found:]",
+             "sequence.blocks[found + 1 :], sequence.swapped[found + 1 :]"),
+    Mutation("what is found is fetched instead of what is not", _SWAP,
+             "sequence.blocks[found:], sequence.swapped[found:]", "sequence.blocks[found:], sequence.swapped"),
+    Mutation("more is said to be swapped than was computed", _SWAP, "sequence.swapped_tokens = sequence.computed",
+             "sequence.swapped_tokens = sequence.computed + 1"),
+    Mutation("what leaves is told to nobody", _SWAP, "plan.swaps_out.extend(self._leaving)", "pass"),
+    Mutation("what leaves without a plan is lost", _SWAP, "            self._leaving += zip(",
+             "            self._leaving[:] = zip("),
+    Mutation("who left keeps swap space", _SCHEDULER, "        self.swap_space.drop(sequence)\n", ""),
+    Mutation("what was fetched is never free again", _SWAP, "        self._free += self._fetched\n", ""),
+    Mutation("swapped, and found in the cache of others", _SCHEDULER,
+             "sequence.computed = max(sequence.computed, sequence.swapped_tokens)",
+             "sequence.computed = sequence.swapped_tokens or sequence.computed"),
     Mutation("a beam too many", _BEAM, "return living[:width], ended", "return living[: width + 1], ended"),
     Mutation("beams that ended are forgotten", _BEAM, "sorted([*ended, *cut]", "sorted([*cut]"),
     Mutation("a dead beam keeps its place", _SCHEDULER, "            if parent not in living:\n",

@@ -37,6 +37,8 @@ class Setup(Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_num_queued_tokens: int | None = None
     tensors: bool = False  # the worker lays its rows out with the real block tables
     steps_ahead: int = 0
+    host_blocks: int = 0
+    least_swapped: int = 0  # tokens
 
     @property
     def config(self) -> EngineConfig:
@@ -61,6 +63,7 @@ class Setup(Struct, frozen=True, kw_only=True, omit_defaults=True):
             max_model_len=self.max_model_len,
             vocab_size=VOCABULARY,
             kept_blocks=self.kept_blocks,
+            host_blocks=self.host_blocks,
             steps_ahead=self.steps_ahead,
         )
 
@@ -207,6 +210,8 @@ def _setup(random: Random) -> Setup:
         max_num_queued_reqs=random.choice((None, None, 1, 3)),
         max_num_queued_tokens=random.choice((None, None, 10, 60)),
         steps_ahead=random.choice((0, 0, 1, 1, 2)),
+        host_blocks=random.choice((0, 0, 1, num_blocks // 2, 4 * num_blocks)),
+        least_swapped=random.choice((0, 0, 5)),
     )
 
 

@@ -53,6 +53,7 @@ class Core:
         self.core = EngineCore(
             service.config, self.worker, hash_seed=service.next_seed(), clock=asyncio.get_running_loop().time
         )
+        self.core.scheduler.swap_space.least = service.setup.least_swapped
         self.books = Books(self.core.scheduler, self.worker, service.alone)
         self.sent: set[str] = set()  # requests
         self.hangs = False

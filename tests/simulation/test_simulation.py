@@ -29,7 +29,7 @@ from simulation.scenario import (
 )
 
 REGRESSIONS = msgspec.json.decode(Path(__file__).with_name("regressions.json").read_bytes(), type=list[Scenario])
-QUICK = {"skip a decref", "hash without salt", "re-emit after preempt", "the worker keeps a stale slot"}
+QUICK = {"skip a decref", "hash without salt", "re-emit after preempt", "the worker keeps a stale slot", "a swapped block has two owners"}
 
 few = st.integers(0, 3)
 asks = st.builds(
@@ -70,6 +70,8 @@ setups = st.builds(
     policy=st.sampled_from(["fcfs", "priority"]),
     max_num_queued_reqs=st.sampled_from([None, 2]),
     steps_ahead=st.sampled_from([0, 1, 2]),
+    host_blocks=st.sampled_from([0, 3, 100]),
+    least_swapped=st.sampled_from([0, 4]),
 )
 
 

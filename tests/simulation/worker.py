@@ -40,6 +40,7 @@ class Worker:
     def __init__(self, capacity: Capacity, watch: Callable[[StepPlan], None]) -> None:
         self.capacity = capacity
         self.content = [[POISON] * capacity.block_size for _ in range(capacity.num_blocks)]
+        self.host = [[POISON] * capacity.block_size for _ in range(capacity.host_blocks)]
         self.tables: dict[int, list[int]] = {}
         self.specs: dict[int, SequenceSpec] = {}
         self.doomed = False  # dies in the next step
@@ -68,6 +69,10 @@ class Worker:
             self.tables[spec.sequence_id] = []
             self.specs[spec.sequence_id] = spec
             self._histories[spec.sequence_id] = list(spec.token_ids)
+        for block, host in plan.swaps_out:
+            self.host[host] = self.content[block].copy()
+        for block, host in plan.swaps_in:
+            self.content[block] = self.host[host].copy()
         for source, destination in plan.copies:
             self.content[destination] = self.content[source].copy()
         plan = replace(plan, rows=list(map(self._fill_in, plan.rows)))
@@ -80,6 +85,9 @@ class Worker:
 
     def poison(self, block: int) -> None:
         self.content[block] = [POISON] * self.capacity.block_size
+
+    def poison_host(self, block: int) -> None:
+        self.host[block] = [POISON] * self.capacity.block_size
 
     def _fill_in(self, row: Row) -> Row:
         """Put in what the scheduler has not seen."""

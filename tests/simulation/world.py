@@ -55,6 +55,7 @@ class World:
         self._worker = make_worker(self._setup, self._watch)
         seed = self._cores.to_bytes(32, "little")
         self._core = EngineCore(self._config, self._worker, hash_seed=seed, clock=lambda: self._now)
+        self._core.scheduler.swap_space.least = self._setup.least_swapped
         self._books = Books(self._core.scheduler, self._worker, lambda request: self._alone[request.request_id])
 
     def run(self, ops: list[Op]) -> None:
