@@ -180,8 +180,6 @@ class Scheduler:
             count = self._share(sequence, budget)
             while count and not self._grow(plan, sequence, count):
                 victim = self.running[-1]
-                if victim is sequence and self.under_way and not parts:
-                    return True  # what is under way may make room; if not, those who hold it are preempted then
                 self._preempt(victim)
                 if victim is sequence:
                     return True
