@@ -99,6 +99,12 @@ class CacheConfig:
         "exact; fp8_e5m2: less exact still, but older GPUs have it too; auto: in the data type of the model",
         "auto",
     )
+    swap_space: int | None = _flag(
+        "bytes of the machine's memory, such as 8GiB, where what preempted sequences have computed waits instead of "
+        "being computed again; default: on a GPU 4GiB, or a quarter of the free memory if that is less; on a CPU 0",
+        None,
+        quantity=True,
+    )
     gpu_memory_utilization: float = _flag("share of a GPU's memory to use for weights, activations and cache", 0.92)
     num_gpu_blocks_override: int | None = _flag("number of KV blocks, instead of sizing them (for tests)")
     enable_prefix_caching: bool = _flag("reuse the KV blocks of equal prompt beginnings", True)
@@ -262,6 +268,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "max_num_queued_reqs": (1, 2**31),
     "max_num_queued_tokens": (1, 2**40),
     "kv_cache_memory": (1, 2**50),
+    "swap_space": (0, 2**50),
     "num_gpu_blocks_override": (1, 2**31),
     "memory_budget": (1, 2**50),
     "max_loaded_models": (1, 4096),

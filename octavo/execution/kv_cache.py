@@ -2,14 +2,15 @@
 
 Block b of layer l is `caches[l].k[b]` and `.v[b]`, each [num_kv_heads, block_size, head_size]: views of the tensor
 that layers with equal specs share, so that a block is copied in all of them at once. Knows no sequences: which block
-holds what is the scheduler's business.
+holds what is the scheduler's business. Beside it there may be room for blocks in the machine's memory.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -18,16 +19,31 @@ from octavo.config import CacheConfig
 from octavo.errors import ConfigError
 from octavo.layers.attention.backend import CacheSpec, LayerCache
 
+logger = logging.getLogger(__name__)
+
+HostMemory = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
+
 GIB = 2**30
+_HOST_CHUNK = 2**28  # bytes
+_SWAP_DEFAULT = 4 * GIB
 _CPU_DEFAULT = GIB  # address space; pages are only backed by memory once a block is used
 _CPU_KEPT = GIB // 4
 
 
 class KVCache:
-    """num_blocks blocks of block_size tokens for every layer, on one device."""
+    """num_blocks blocks of block_size tokens for every layer, on one device.
+
+    host_memory: makes what blocks are swapped out to.
+    """
 
     def __init__(
-        self, specs: Sequence[CacheSpec], num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+        self,
+        specs: Sequence[CacheSpec],
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        host_memory: HostMemory = lambda shape, dtype: torch.empty(shape, dtype=dtype),
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
@@ -36,6 +52,7 @@ class KVCache:
             for spec, layers in Counter(specs).items()
         }
         self._groups = list(groups.values())
+        self._host = [HostBlocks(group, host_memory) for group in self._groups]
         layers = {spec: iter(group) for spec, group in groups.items()}
         self.caches = [LayerCache(*next(layers[spec])) for spec in specs]
 
@@ -44,6 +61,43 @@ class KVCache:
         for source, destination in copies:
             for group in self._groups:
                 group[:, :, destination].copy_(group[:, :, source])
+
+    def swap_out(self, swaps: Sequence[tuple[int, int]]) -> None:
+        """Copy (block, host block), in order; nothing waits for it."""
+        for block, host_block in swaps:
+            for group, host in zip(self._groups, self._host, strict=True):
+                host[host_block].copy_(group[:, :, block], non_blocking=True)
+
+    def swap_in(self, swaps: Sequence[tuple[int, int]]) -> None:
+        """The other way; what was swapped out before is there."""
+        for block, host_block in swaps:
+            for group, host in zip(self._groups, self._host, strict=True):
+                group[:, :, block].copy_(host[host_block], non_blocking=True)
+
+
+class HostBlocks:
+    """Blocks of one group in the machine's memory, which is taken as they are first used, some at a time."""
+
+    def __init__(self, group: torch.Tensor, make: HostMemory) -> None:
+        self._shape = (*group.shape[:2], *group.shape[3:])
+        self._dtype = group.dtype
+        self._make = make
+        self._per_chunk = max(_HOST_CHUNK // (math.prod(self._shape) * group.itemsize), 1)
+        self._chunks: dict[int, torch.Tensor] = {}
+
+    def __getitem__(self, block: int) -> torch.Tensor:
+        number, place = divmod(block, self._per_chunk)
+        if number not in self._chunks:
+            self._chunks[number] = self._chunk()
+        return self._chunks[number][place]
+
+    def _chunk(self) -> torch.Tensor:
+        shape = (self._per_chunk, *self._shape)
+        try:
+            return self._make(shape, self._dtype)
+        except RuntimeError as error:  # torch has no narrower one
+            logger.warning("no pinned memory for swapped blocks, so that steps wait for their copies: %s", error)
+            return torch.empty(shape, dtype=self._dtype)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -92,6 +146,22 @@ def plan_kept_blocks(config: CacheConfig, block_bytes: int) -> int | None:
     """
     sized = config.kv_cache_memory is not None or config.num_gpu_blocks_override is not None
     return None if sized else max(_CPU_KEPT // block_bytes, 1)
+
+
+def plan_host_blocks(config: CacheConfig, block_bytes: int, free_bytes: int, on_gpu: bool) -> int:
+    """How many blocks may be swapped out. free_bytes: of the machine's memory.
+
+    Raises ConfigError when more memory was asked for than is free.
+    """
+    space = config.swap_space
+    if space is None:
+        space = min(_SWAP_DEFAULT, free_bytes // 4) if on_gpu else 0
+    elif space > free_bytes:
+        raise ConfigError(
+            f"--swap-space asks for {space / GIB:.2f} GiB of the machine's memory, of which {free_bytes / GIB:.2f} GiB "
+            "are free"
+        )
+    return space // block_bytes
 
 
 def fit_context(asked: int | None, model_limit: int, num_blocks: int, block_size: int) -> int:

@@ -108,6 +108,8 @@ class ModelRunner:
         for spec in plan.added:
             (self._sampler if spec.pooling is None else self._pooler).add(spec)
         self._inputs.apply(plan)
+        self._cache.swap_out(plan.swaps_out)
+        self._cache.swap_in(plan.swaps_in)
         self._cache.copy(plan.copies)
         if not plan.rows:
             return Computed(StepResult(plan.step, []))

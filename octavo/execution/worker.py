@@ -18,7 +18,15 @@ from octavo.errors import ConfigError, OctavoError
 from octavo.execution.budget import Budget, measure
 from octavo.execution.device import Device, choose_device, open_device
 from octavo.execution.graphs import graph_sizes
-from octavo.execution.kv_cache import GIB, KVCache, bytes_per_block, fit_context, plan_blocks, plan_kept_blocks
+from octavo.execution.kv_cache import (
+    GIB,
+    KVCache,
+    bytes_per_block,
+    fit_context,
+    plan_blocks,
+    plan_host_blocks,
+    plan_kept_blocks,
+)
 from octavo.execution.model_runner import ModelRunner, cpu_runner, gpu_runner
 from octavo.execution.rehearsal import largest_steps
 from octavo.execution.stowed import Stowed, weight_bytes
@@ -135,7 +143,8 @@ class Worker:
     def _make_runner(self, num_blocks: int, context: int) -> ModelRunner:
         assert self._model is not None
         block_size = self._config.cache.block_size
-        cache = KVCache(self._model.cache_specs, num_blocks, block_size, self._cache_dtype, self._device)
+        host = {} if self._accelerator is None else {"host_memory": self._accelerator.pinned}
+        cache = KVCache(self._model.cache_specs, num_blocks, block_size, self._cache_dtype, self._device, **host)
         most_tokens, most_rows = self._config.scheduler.max_num_batched_tokens, self._config.scheduler.max_num_seqs
         if self._accelerator is None:
             return cpu_runner(self._model, cache, context, most_tokens)
@@ -222,14 +231,17 @@ def size_cache(
     asked = config.model.max_model_len
     limit = longest_text(config, checkpoint, model)
     longest = limit if asked in (None, -1) else min(asked or 1, limit)
+    host_blocks = plan_host_blocks(config.cache, block_bytes, available_memory(), gpu is not None)
     blocks = plan_blocks(config.cache, block_bytes, free, longest, gpu is not None)
     if model.ability.whole_prompts:  # nothing stays from one step to the next
         blocks = min(blocks, config.scheduler.max_num_batched_tokens // block_size + config.scheduler.max_num_seqs)
+        host_blocks = 0
     return Capacity(
         num_blocks=blocks,
         block_size=block_size,
         max_model_len=fit_context(asked, limit, blocks, block_size),
         vocab_size=model.vocab_size,
+        host_blocks=host_blocks,
         kept_blocks=None if gpu is not None else plan_kept_blocks(config.cache, block_bytes),
         ability=model.ability,
         steps_ahead=int(gpu is not None and config.scheduler.async_scheduling),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 
 from octavo import LLM, BeamSearchParams, SamplingParams
+from octavo.scheduling.swap import SwapSpace
 
 STORY = "Once upon a time there was a small dragon who was afraid of fire. Every morning it would"
 PROMPTS = [
@@ -23,6 +24,7 @@ SCHEDULES = {
     "batched": {},
     "chunks of 7 tokens": {"max_num_batched_tokens": 7},
     "preempted": {"num_gpu_blocks_override": 16},
+    "swapped": {"num_gpu_blocks_override": 16, "swap_space": 2**28},
     "few at once": {"max_num_seqs": 2},
     "small blocks": {"block_size": 4},
     "no prefix cache": {"enable_prefix_caching": False},
@@ -62,8 +64,12 @@ def assert_same_tokens(mine, reference) -> None:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_every_schedule_gives_the_tokens_of_each_request_alone(schedule, smollm2, alone):
+def test_every_schedule_gives_the_tokens_of_each_request_alone(schedule, smollm2, alone, monkeypatch):
+    fetched = []
+    fetch = SwapSpace.fetch
+    monkeypatch.setattr(SwapSpace, "fetch", lambda *given: fetched.append(given[2].swapped) or fetch(*given))
     llm = make(smollm2.path, **SCHEDULES[schedule])
+    llm.llm_engine._core.scheduler.swap_space.least = 0
     greedy, seeded = alone
     batch = llm.generate(PROMPTS * 2, GREEDY, use_tqdm=False)  # the second half finds cached prefixes
     for output, reference in zip(batch, greedy * 2, strict=True):
@@ -71,7 +77,9 @@ def test_every_schedule_gives_the_tokens_of_each_request_alone(schedule, smollm2
     for output, reference in zip(llm.generate(PROMPTS, SEEDED, use_tqdm=False), seeded, strict=True):
         assert [each.token_ids for each in output.outputs] == [each.token_ids for each in reference.outputs]
     scheduler = llm.llm_engine._core.scheduler
-    assert (scheduler.preemptions > 0) == (schedule == "preempted")
+    assert (scheduler.preemptions > 0) == (schedule in ("preempted", "swapped"))
+    assert any(fetched) == (schedule == "swapped")
+    assert scheduler.swap_space.free == scheduler.swap_space.count
     assert (scheduler.prefix_cache.hits > 0) == (schedule != "no prefix cache")
     assert pool_is_empty(llm)
     llm.close()

@@ -128,7 +128,7 @@ def test_who_finds_no_room_sleeps_on(
     assert story(sleeper, 1) == told
 
 
-def full(*_: object) -> None:
+def full(*_: object, **__: object) -> None:
     raise torch.OutOfMemoryError
 
 

@@ -29,7 +29,13 @@ from simulation.scenario import (
 )
 
 REGRESSIONS = msgspec.json.decode(Path(__file__).with_name("regressions.json").read_bytes(), type=list[Scenario])
-QUICK = {"skip a decref", "hash without salt", "re-emit after preempt", "the worker keeps a stale slot", "a swapped block has two owners"}
+QUICK = {
+    "skip a decref",
+    "hash without salt",
+    "re-emit after preempt",
+    "the worker keeps a stale slot",
+    "a swapped block has two owners",
+}
 
 few = st.integers(0, 3)
 asks = st.builds(
