@@ -44,7 +44,7 @@ class DeviceSampler:
     """A `Sampler` whose tokens are on the device before anybody has seen them.
 
     A sequence with penalties takes 4 bytes of device memory for each token of the vocabulary; one with a logit bias,
-    allowed or bad words 4 more, and 4 more as long as min_tokens forbids it to end.
+    allowed or bad words 4 more, and 4 more if min_tokens has forbidden it to end.
     """
 
     def __init__(self, device: Device, vocab_size: int) -> None:
@@ -58,7 +58,7 @@ class DeviceSampler:
             torch.zeros(1, dtype=torch.int64, device=device.torch),
         )
         self._staging = Staging(device, _STAGED)
-        self._unwritten: dict[int, Array] = {}  # rows of the steering matrix
+        self._unwritten: dict[int, _Steering] = {}  # by row of the steering matrix
 
     def add(self, spec: SequenceSpec) -> None:
         assert spec.sequence_id not in self._sequences
@@ -139,12 +139,14 @@ class DeviceSampler:
                 tokens_E,
                 times_E,
                 *step.reports(),
-                *self._unwritten.values(),
+                *(each.ids for each in self._unwritten.values()),
+                *(each.values for each in self._unwritten.values()),
             ]
         )
-        asked, steering_sent = rest[3:7], rest[7:]
-        for row, steering_V in zip(self._unwritten, steering_sent, strict=True):
-            self._steering.parts[0][row] = steering_V
+        asked, written = rest[3:7], rest[7:]
+        count = len(self._unwritten)
+        for (row, each), ids, values in zip(self._unwritten.items(), written[:count], written[count:], strict=True):
+            self._steering.parts[0][row].fill_(each.otherwise).index_copy_(0, ids, values)
         self._unwritten = {}
         temperature, min_p, top_p, repetition, presence, frequency = floats.unbind(0)
         draws = DeviceDraws(temperature, min_p, top_p, top_k, positions, first, seeds)
@@ -176,12 +178,17 @@ class DeviceSampler:
             steering_V[token] += bias
         steering_V[words] = -np.inf
         if steering_V.any():
-            sequence.late = self._steering.take()
-            self._unwritten[sequence.late] = steering_V.copy()
+            sequence.late = self._unwritten_row(steering_V, spec)
         if ends:
             steering_V[ends] = -np.inf
-            sequence.early = self._steering.take()
-            self._unwritten[sequence.early] = steering_V
+            sequence.early = self._unwritten_row(steering_V, spec)
+
+    def _unwritten_row(self, steering_V: Array, spec: SequenceSpec) -> int:
+        otherwise = 0.0 if spec.params.allowed_token_ids is None else -np.inf
+        ids = np.flatnonzero(steering_V != otherwise)
+        row = self._steering.take()
+        self._unwritten[row] = _Steering(otherwise, ids, steering_V[ids])
+        return row
 
     def _remember(self, sequence: _Sequence) -> None:
         """Makes room for counts of what the sequence has said, if it is to be penalized for that."""
@@ -199,6 +206,15 @@ class DeviceSampler:
     def _fetched(self, x: Tensor) -> Tensor:
         """What x will be, in memory of the host."""
         return self._device.pinned(tuple(x.shape), x.dtype).copy_(x, non_blocking=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Steering:
+    """A row of the steering matrix, as what differs from the rest of it."""
+
+    otherwise: float
+    ids: npt.NDArray[np.int64]
+    values: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
