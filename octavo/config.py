@@ -146,6 +146,11 @@ class ExecutionConfig:
         "that have to be installed",
         "auto",
     )
+    deterministic: bool = _flag(
+        "give a request the same bytes alone, among others and after a preemption; a CPU always does, a GPU is slower "
+        "for it",
+        False,
+    )
     enforce_eager: bool = _flag(
         "run every step of a GPU op by op, capture none as a graph: slower, but saves the graphs' memory", False
     )

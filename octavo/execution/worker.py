@@ -33,6 +33,7 @@ from octavo.execution.stowed import Stowed, weight_bytes
 from octavo.kernels import cpu
 from octavo.layers.attention.backend import AttentionBackend
 from octavo.layers.attention.choice import Demand, choose, refuse_without_gpu
+from octavo.layers.attention.paged import fixed_splits
 from octavo.models.registry import Model, build
 from octavo.models.weights.loader import dummy_weights, load_weights
 from octavo.models.weights.sources import open_source
@@ -152,20 +153,21 @@ class Worker:
             self._model,
             cache,
             self._accelerator,
-            self._attention(self._model, self._accelerator),
+            self._attention(self._model, self._accelerator, context),
             max_model_len=context,
             max_tokens=most_tokens,
             max_rows=most_rows,
             graph_sizes=self._graph_sizes(),
         )
 
-    def _attention(self, model: Model, accelerator: Device) -> AttentionBackend:
+    def _attention(self, model: Model, accelerator: Device, context: int) -> AttentionBackend:
         demand = Demand.of(
             model,
             dtype=self._dtype,
             cache_dtype=self._cache_dtype,
             block_size=self._config.cache.block_size,
             arch=_arch(accelerator),
+            split_tokens=fixed_splits(context) if self._config.execution.deterministic else 0,
         )
         return choose(self._config.execution.attention_backend, demand, accelerator.torch, self._graph_sizes())
 

@@ -69,6 +69,8 @@ ENGINE_FLAGS = [
     "--distributed-executor-backend",
     "--num-threads",
     "--attention-backend",
+    "--deterministic",
+    "--no-deterministic",
     "--enforce-eager",
     "--no-enforce-eager",
     "--cudagraph-capture-sizes",

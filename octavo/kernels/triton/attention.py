@@ -387,8 +387,15 @@ class Shape(NamedTuple):
         return self.gpu.arch.startswith("gfx")
 
 
+def _float32_tile(shape: Shape) -> Tile:
+    """For all rows: without matrix instructions, products of larger tiles take more registers than there are."""
+    return Tile(max(16, triton.next_power_of_2(shape.group)), 32 if shape.width <= 512 else 16, 8, 2)
+
+
 def small_tile(shape: Shape) -> Tile:
     """For rows of one token: what counts is how many bytes of keys and values are on their way."""
+    if shape.itemsize == 4:
+        return _float32_tile(shape)
     queries = max(16, triton.next_power_of_2(shape.group))
     keys = min(max(16384 // shape.width, 16), 64)
     return Tile(queries, keys, 4, 2 if shape.amd else 5 if shape.width <= 512 else 3)
@@ -396,6 +403,8 @@ def small_tile(shape: Shape) -> Tile:
 
 def large_tile(shape: Shape) -> Tile:
     """For rows of several tokens: what counts is that matrix instructions find their operands."""
+    if shape.itemsize == 4:
+        return _float32_tile(shape)
     wide = shape.width > 256
     queries = max(64 if wide else 128, triton.next_power_of_2(shape.group))
     if shape.amd:
@@ -405,6 +414,8 @@ def large_tile(shape: Shape) -> Tile:
 
 def invariant_tile(shape: Shape) -> Tile:
     """For rows of any number of tokens, since other shapes add in other orders."""
+    if shape.itemsize == 4:
+        return _float32_tile(shape)
     queries = max(64, triton.next_power_of_2(shape.group))
     return Tile(queries, 32 if shape.width > 128 else 64, 4 if shape.amd else 8, 2)
 

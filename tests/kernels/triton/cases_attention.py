@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from compiling import USUAL, Case, Expect, New
 
@@ -66,7 +68,7 @@ IN_FLOAT32 = Expect(pipelined=True)
 
 CASES = [
     *(case(f"decode {model}", model, DECODING, FEW, 9) for model in MODELS),
-    *(case(f"prompts {model}", model, PROMPTS, MANY, 4) for model in MODELS),
+    *(case(f"prompts {model}", model, PROMPTS, MANY, 6) for model in MODELS),
     case("mixed Llama-3.1-8B", "Llama-3.1-8B", MIXED, BOTH, 6, quick=("sm_90", "gfx942")),
     *(
         case(f"fixed splits {model}", model, (*DECODING, *PROMPTS, *MIXED), MANY, 6, split_tokens=512)
@@ -74,7 +76,7 @@ CASES = [
     ),
     case("window and cap", "Gemma-2-9B", (*PROMPTS, *DECODING), BOTH, 9, window=4096, softcap=50.0),
     case("window and sinks", "Llama-3.2-1B", (*PROMPTS, *DECODING), BOTH, 9, window=128, sinks=True),
-    case("texts of an encoder", "Llama-3.2-1B", (*PROMPTS, *MIXED), BOTH, 6, causal=False),
+    case("texts of an encoder", "Llama-3.2-1B", (*PROMPTS, *MIXED), BOTH, 9, causal=False),
     case("large blocks", "Llama-3.1-8B", (*PROMPTS, *DECODING), BOTH, 9, block_size=64),
     case("float32", "Llama-3.2-1B", (*PROMPTS, *DECODING), IN_FLOAT32, 9, dtype=torch.float32),
     *(
@@ -82,7 +84,7 @@ CASES = [
             f"cache of {kind}",
             "Llama-3.1-8B",
             (*PROMPTS, *DECODING),
-            BOTH,
+            replace(BOTH, spills=4),
             9,
             kind=getattr(torch, kind),
             targets=targets,
