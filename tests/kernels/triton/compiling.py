@@ -40,7 +40,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -392,6 +391,8 @@ def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
 
 
 def main() -> None:
+    import triton
+
     parser = argparse.ArgumentParser(description="Compile the GPU kernels for GPUs that are not here.")
     parser.add_argument("--target", action="append", choices=list(TARGETS), help=f"default: {', '.join(USUAL)}")
     parser.add_argument("--only", default="", help="cases whose name has this in it")
@@ -409,7 +410,7 @@ def main() -> None:
         outcomes = [outcome for each in work for outcome in each.result()]
     print(*table(outcomes), sep="\n")
     faulty = sum(bool(outcome.faults) for outcome in outcomes)
-    print(f"triton {version('triton')}: {len(outcomes)} cases compiled, {faulty} with faults")
+    print(f"triton {triton.__version__}: {len(outcomes)} cases compiled, {faulty} with faults")
     sys.exit(bool(faulty) or not outcomes)
 
 

@@ -23,7 +23,8 @@ def random_slots(tokens: int, seed: int) -> Tensor:
 
 
 def caches(kv_heads: int, head_size: int, dtype: torch.dtype) -> Tensor:
-    return torch.full((2, BLOCKS, kv_heads, BLOCK_SIZE, head_size), 7.0, device=DEVICE).to(dtype)
+    """Of keys and of values, with a block before the first, where padding would be written."""
+    return torch.full((2, 1 + BLOCKS, kv_heads, BLOCK_SIZE, head_size), 7.0, device=DEVICE).to(dtype)
 
 
 def table_of(half: int) -> Tensor:
@@ -50,9 +51,9 @@ def test_rotary_and_write(
     positions = torch.randint(0, 50, (tokens,), generator=torch.Generator().manual_seed(seed)).to(DEVICE)
     slots, table = random_slots(tokens, seed), table_of(half)
     weights = (normal(4, 2 * half), normal(5, 2 * half), 1e-6) if normed else ()
-    for ops, row, (k_cache, v_cache) in zip((kernels, reference), rows, held, strict=True):
+    for ops, row, cache in zip((kernels, reference), rows, held, strict=True):
         q, k, v = row.split([heads, kv_heads, kv_heads], dim=1)
-        ops.rotary_and_write(q, k, v, positions, table, k_cache, v_cache, slots, *weights)
+        ops.rotary_and_write(q, k, v, positions, table, cache[0, 1:], cache[1, 1:], slots, *weights)
     close(rows[0][:, :heads], rows[1][:, :heads])
     close(held[0][0], held[1][0])
     assert torch.equal(held[0][1], held[1][1])
@@ -74,8 +75,8 @@ def test_write_kv(tokens: int, kv_heads: int, head_size: int, dtype: torch.dtype
     _, k, v = row.split([kv_heads] * 3, dim=1)
     got, expected = (caches(kv_heads, head_size, dtype) for _ in range(2))
     slots = random_slots(tokens, seed)
-    kernels.write_kv(k, v, got[0], got[1], slots)
-    reference.write_kv(k, v, expected[0], expected[1], slots)
+    kernels.write_kv(k, v, got[0, 1:], got[1, 1:], slots)
+    reference.write_kv(k, v, expected[0, 1:], expected[1, 1:], slots)
     assert torch.equal(got, expected)
 
 
@@ -90,7 +91,8 @@ def test_caches_of_8_bits_hold_scaled_and_saturated_numbers(turned: bool, cache_
     table = torch.cat((torch.ones(9, 8), torch.zeros(9, 8)), 1).to(DEVICE)
     slots, positions = torch.tensor([3, -1, 9, 4]).to(DEVICE), torch.arange(4).to(DEVICE)
     held = [caches(2, 16, cache_dtype) for _ in range(2)]
-    for ops, (k_cache, v_cache) in zip((kernels, reference), held, strict=True):
+    for ops, cache in zip((kernels, reference), held, strict=True):
+        k_cache, v_cache = cache[:, 1:]
         scales = {"k_scale": 0.25, "v_scale": 4.0}
         if turned:
             q = normal(3, 4, 2, 16, dtype=torch.float16)
@@ -99,4 +101,4 @@ def test_caches_of_8_bits_hold_scaled_and_saturated_numbers(turned: bool, cache_
             ops.write_kv(k, v, k_cache, v_cache, slots, **scales)
     torch.testing.assert_close(held[0].float(), held[1].float(), rtol=0, atol=0, equal_nan=True)
     largest = torch.finfo(cache_dtype).max
-    assert held[0][0, 0, 0, 3, :2].tolist() == [largest, -largest]
+    assert held[0][0, 1, 0, 3, :2].tolist() == [largest, -largest]
