@@ -162,9 +162,7 @@ def product_seconds(rows: int, matrix: tuple[int, int], form: Format, ceilings: 
     return max(bytes_ / ceilings.bandwidth, 2 * rows * outputs * inputs / ceilings.rate(form.rate))
 
 
-def decode_attention_seconds(
-    shape: Shape, form: Format, sequences: int, context: int, ceilings: Ceilings
-) -> float:
+def decode_attention_seconds(shape: Shape, form: Format, sequences: int, context: int, ceilings: Ceilings) -> float:
     """One layer."""
     return sequences * context * cache_bytes(shape, form) / shape.layers / ceilings.bandwidth
 
