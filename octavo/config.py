@@ -192,8 +192,9 @@ class EngineConfig:
             check(section)
         if self.cache.block_size & (self.cache.block_size - 1):
             raise ConfigError("block_size must be a power of two")
-        if any(size < 1 for size in self.execution.cudagraph_capture_sizes):
-            raise ConfigError("cudagraph_capture_sizes must be at least 1")
+        sizes, seats = self.execution.cudagraph_capture_sizes, self.scheduler.max_num_seqs
+        if any(not 1 <= size <= seats for size in sizes):
+            raise ConfigError(f"cudagraph_capture_sizes must be at least 1 and at most --max-num-seqs {seats}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

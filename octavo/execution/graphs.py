@@ -223,6 +223,4 @@ class Captured:
 
 def graph_sizes(most: int, asked: Sequence[int] = ()) -> list[int]:
     """Sizes worth a graph where up to `most` sequences run: those asked for, else small ones and multiples of 8."""
-    if asked:
-        return sorted({size for size in asked if size <= most})
-    return sorted({*(size for size in _LADDER if size < most), min(most, _LADDER[-1])})
+    return sorted({*asked}) or sorted({*(size for size in _LADDER if size < most), min(most, _LADDER[-1])})

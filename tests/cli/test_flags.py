@@ -244,8 +244,9 @@ def test_a_flag_of_numbers_takes_them_all() -> None:
         1,
         2,
     )
-    with pytest.raises(ConfigError, match="cudagraph_capture_sizes must be at least 1"):
-        config("--cudagraph-capture-sizes", "8", "0")
+    for sizes in (["8", "0"], ["129"]):
+        with pytest.raises(ConfigError, match="must be at least 1 and at most --max-num-seqs 128"):
+            config("--cudagraph-capture-sizes", *sizes)
 
 
 def test_help_shows_defaults_by_group(capsys) -> None:
