@@ -227,10 +227,11 @@ class Supervisor:
             return death.reason
         unloaded = fruitless = 0  # deaths in a row
         while unloaded < _MOST_FAILURES:
-            logger.error("%s; starting another", death.reason.message)
+            logger.error("%s", death.reason.message)
             if death.loaded:
                 self._client.mourn(death)
             await self._client.needs_core()
+            logger.info("starting another engine process")
             if fruitless:
                 await asyncio.sleep(min(_BACKOFF_SECONDS * 2 ** (fruitless - 1), _LONGEST_BACKOFF))
             death = await self._restart()

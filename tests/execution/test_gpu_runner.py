@@ -215,15 +215,20 @@ def test_whatever_is_asked_is_told_as_on_a_cpu(tmp_path: Path) -> None:
     same(on_gpu(config, checkpoint, SAMPLED, FakeDevice()), on_cpu(config, checkpoint, SAMPLED))
 
 
-def test_who_gives_way_goes_on_where_it_was(tmp_path: Path) -> None:
-    """Blocks for two and a half of them."""
+@pytest.mark.parametrize("swaps", [False, True])
+def test_who_gives_way_goes_on_where_it_was(swaps: bool, tmp_path: Path) -> None:
+    """Blocks for two and a half of them. What they had computed is computed again, or waits in pinned memory."""
     config, checkpoint = engine(tmp_path, LLAMA, num_gpu_blocks_override=6, max_model_len=48)
     requests = [ask(number, 10, 16, temperature=0.8 * (number % 2)) for number in range(4)]
     with running_on(quick):
         executor = Executor(Worker(config, checkpoint, device := FakeDevice()))
         core = EngineCore(config, executor)
+        if swaps:
+            core.scheduler.swap_space.least = 0
         got = run(core, requests)
+    device.synchronize()
     assert core.scheduler.preemptions > 0
+    assert any(plan.swaps_in for plan in executor.plans) == swaps
     assert device.replays > 5
     roomy, checkpoint = engine(tmp_path, LLAMA, max_model_len=48)
     same(got, on_cpu(roomy, checkpoint, requests))

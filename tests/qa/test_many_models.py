@@ -75,7 +75,7 @@ def test_a_core_that_is_killed_is_its_own_models_trouble(tmp_path, sources) -> N
             of_b.until_heard(expected["b"])
             children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
             os.kill(int(children[0]), signal.SIGKILL)
-            server.until(lambda: server.said("starting another") == 1, "nobody noticed the death")
+            server.until(lambda: server.said("starting another engine process") == 1, "nobody noticed the death")
             of_a.until_heard(expected["a"])
             of_b.until_heard(expected["b"])
         assert of_a.failures == of_b.failures == []
