@@ -370,6 +370,10 @@ class Compiled:
         _native.sample(logits_RV.data_ptr(), logits_RV.stride(0), rows, vocabulary, *addresses)
         return tokens_D.tolist(), peaks_R.tolist()
 
+    # Of a CPU's matrices those of few bits are packed, and every product keeps a row's bits up to `most_rows`.
+    group_linear = staticmethod(reference.group_linear)
+    scaled_linear = staticmethod(reference.scaled_linear)
+    invariant_linear = staticmethod(reference.invariant_linear)
     # Of a CPU's own steps nothing travels, and the host knows what is drawn.
     lay_out = staticmethod(reference.lay_out)
     draw = staticmethod(reference.draw)

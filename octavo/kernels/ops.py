@@ -25,6 +25,21 @@ class Kernels(Protocol):
     """What an implementation provides: `reference` in plain torch for any device, `cpu` compiled, `triton` for GPUs."""
 
     def linear(self, x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, full_precision: bool) -> Tensor: ...
+    def invariant_linear(
+        self, x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, full_precision: bool
+    ) -> Tensor: ...
+    def group_linear(
+        self,
+        x_TK: Tensor,
+        codes: Tensor,
+        scales: Tensor,
+        minimums: Tensor | None,
+        bias_N: Tensor | None,
+        full_precision: bool,
+    ) -> Tensor: ...
+    def scaled_linear(
+        self, x_TK: Tensor, codes_NK: Tensor, scales_N: Tensor, bias_N: Tensor | None, full_precision: bool
+    ) -> Tensor: ...
     def quantized_linear(
         self, x_TK: Tensor, matrix: PackedMatrix, bias_N: Tensor | None, full_precision: bool
     ) -> Tensor: ...
@@ -129,6 +144,39 @@ def gpu_kernels() -> Kernels:
 def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, full_precision: bool = False) -> Tensor:
     """x W^T + b. With `full_precision` the result is float32, as sampling wants its logits."""
     return kernels_for(x_TK).linear(x_TK, weight_NK, bias_N, full_precision)
+
+
+def invariant_linear(
+    x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, full_precision: bool = False
+) -> Tensor:
+    """x W^T + b with the same bits for a row in any batch."""
+    return kernels_for(x_TK).invariant_linear(x_TK, weight_NK, bias_N, full_precision)
+
+
+def group_linear(
+    x_TK: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    minimums: Tensor | None = None,
+    bias_N: Tensor | None = None,
+    full_precision: bool = False,
+) -> Tensor:
+    """x W^T + b with W in 4 bits: scale · (code - 8), with minimums scale · code + minimum.
+
+    codes: uint8 [N, K/2]. scales and minimums: [N, K/G] of any float, for groups of G = 32, 64 or 128 columns each;
+    byte j of a group has its column j in the lower half and column j + G/2 in the upper.
+    """
+    return kernels_for(x_TK).group_linear(x_TK, codes, scales, minimums, bias_N, full_precision)
+
+
+def scaled_linear(
+    x_TK: Tensor, codes_NK: Tensor, scales_N: Tensor, bias_N: Tensor | None = None, full_precision: bool = False
+) -> Tensor:
+    """x W^T + b with W = scale · code (int8, or an 8-bit float), and every row of x brought to such codes, too.
+
+    By int8 sums are exact: a row's result depends on nothing else.
+    """
+    return kernels_for(x_TK).scaled_linear(x_TK, codes_NK, scales_N, bias_N, full_precision)
 
 
 def quantized_linear(

@@ -46,6 +46,57 @@ def quantized_linear(
     return y_TN if full_precision else y_TN.to(x_TK.dtype)
 
 
+def invariant_linear(
+    x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, full_precision: bool = False
+) -> Tensor:
+    """Row by row: torch's product of one row knows of no other."""
+    rows = [linear(x_1K, weight_NK, bias_N, full_precision) for x_1K in torch.split(x_TK, 1)]
+    return torch.cat(rows) if rows else linear(x_TK, weight_NK, bias_N, full_precision)
+
+
+def group_weights(codes: Tensor, scales: Tensor, minimums: Tensor | None = None) -> Tensor:
+    """The float32 [N, K] that 4-bit codes stand for, each value rounded once or, with minimums, twice."""
+    halves = codes.view(*scales.shape, -1)
+    values = torch.cat((halves & 15, halves >> 4), 2).float()
+    scales = scales.float().unsqueeze(2)
+    values = (values - 8) * scales if minimums is None else values * scales + minimums.float().unsqueeze(2)
+    return values.flatten(1)
+
+
+def group_linear(
+    x_TK: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    minimums: Tensor | None = None,
+    bias_N: Tensor | None = None,
+    full_precision: bool = False,
+) -> Tensor:
+    y_TN = F.linear(x_TK.float(), group_weights(codes, scales, minimums), None if bias_N is None else bias_N.float())
+    return y_TN if full_precision else y_TN.to(x_TK.dtype)
+
+
+#: The largest code of each 8-bit type.
+LEVELS = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0, torch.float8_e4m3fnuz: 240.0}
+
+
+def quantize_rows(x_TK: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Codes [T, K] and float32 scales [T]: x = scale · code, a row's largest at the end of the codes' range."""
+    x_TK = x_TK.float()
+    largest_T = x_TK.abs().amax(1)
+    scaled = torch.where(largest_T[:, None] > 0, x_TK * (LEVELS[dtype] / largest_T)[:, None], 0.0)
+    return (scaled.round() if dtype is torch.int8 else scaled).to(dtype), largest_T / LEVELS[dtype]
+
+
+def scaled_linear(
+    x_TK: Tensor, codes_NK: Tensor, scales_N: Tensor, bias_N: Tensor | None = None, full_precision: bool = False
+) -> Tensor:
+    x_codes, x_scale = quantize_rows(x_TK, codes_NK.dtype)
+    exact = torch.float64 if codes_NK.dtype is torch.int8 else torch.float32
+    y_TN = F.linear(x_codes.to(exact), codes_NK.to(exact)).float() * x_scale[:, None] * scales_N
+    y_TN = y_TN if bias_N is None else y_TN + bias_N
+    return y_TN if full_precision else y_TN.to(x_TK.dtype)
+
+
 def quantized_embedding(ids_T: Tensor, matrix: PackedMatrix, dtype: torch.dtype) -> Tensor:
     return dequantize(matrix)[ids_T].to(dtype)
 

@@ -6,7 +6,6 @@ Satisfies `ops.Kernels` as a module, as `reference` does. What has no kernel yet
 from __future__ import annotations
 
 from octavo.kernels.reference import (
-    linear,
     quantized_embedding,
     quantized_linear,
 )
@@ -14,6 +13,7 @@ from octavo.kernels.triton.activation import gelu, gelu_tanh, gelu_tanh_mul, rel
 from octavo.kernels.triton.attention import paged_attention
 from octavo.kernels.triton.blocks import copy_blocks
 from octavo.kernels.triton.layout import lay_out
+from octavo.kernels.triton.linear import group_linear, invariant_linear, linear, scaled_linear
 from octavo.kernels.triton.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from octavo.kernels.triton.rotary import rotary_and_write, write_kv
 from octavo.kernels.triton.sampling import count_tokens, draw, report_logprobs, sample
@@ -27,6 +27,8 @@ __all__ = [
     "gelu",
     "gelu_tanh",
     "gelu_tanh_mul",
+    "group_linear",
+    "invariant_linear",
     "lay_out",
     "layer_norm",
     "linear",
@@ -38,6 +40,7 @@ __all__ = [
     "rms_norm",
     "rotary_and_write",
     "sample",
+    "scaled_linear",
     "silu_mul",
     "write_kv",
 ]
