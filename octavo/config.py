@@ -19,6 +19,7 @@ import msgspec
 from octavo.errors import ConfigError
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+Quantization = Literal["auto", "none", "int4", "int8", "fp8"]
 LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
 SchedulingPolicy = Literal["fcfs", "priority"]
 LogFormat = Literal["text", "json"]
@@ -62,6 +63,11 @@ class ModelConfig:
     served_model_name: tuple[str, ...] = _flag("name that clients may use for the model", ())
     dtype: Dtype = _flag(
         "data type of weights and activations; auto: 16 bits; float32 on a CPU that cannot multiply bfloat16",
+        "auto",
+    )
+    quantization: Quantization = _flag(
+        "bring the weights of an unquantized checkpoint to few bits while loading: int4, int8, or on a GPU fp8; "
+        "auto: as the files have them; none: in 16 bits whatever a GGUF file has",
         "auto",
     )
     load_format: LoadFormat = _flag("auto looks at the files; dummy: random weights of the given config", "auto")

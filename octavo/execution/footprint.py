@@ -25,6 +25,7 @@ from octavo.execution.worker import (
     available_memory,
     choose_cache_dtype,
     choose_dtype,
+    choose_storage,
     keeps_few_bits,
     size_cache,
     total_memory,
@@ -79,14 +80,14 @@ def footprint(config: EngineConfig, checkpoint: Checkpoint) -> Footprint:
     """Raises CheckpointError or ConfigError where loading would, but for memory that is too small: that is told."""
     device = choose_device(config.execution.device)
     dtype = choose_dtype(config.model.dtype, checkpoint, device)
-    model = outline(checkpoint.config, dtype)
+    gpu = open_device(device)
+    model = outline(checkpoint.config, dtype, choose_storage(config, checkpoint, dtype, gpu))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     packs = checkpoint.format == "gguf" and keeps_few_bits(config, device)
     if packs:
         load_weights(model, open_source(checkpoint, True), _weigh)
     weights = _bytes(model) + sum(buffer.nbytes for buffer in model.buffers())
     runtime = _ENGINE + _SERVER + packs * _PACKING + _PER_TOKENIZER_ENTRY * model.vocab_size + _libraries()
-    gpu = open_device(device)
     cache_dtype = choose_cache_dtype(config.cache.kv_cache_dtype, dtype, gpu)
     workspace = _SCRATCH + config.scheduler.max_num_batched_tokens * _activations(model) * dtype.itemsize
     if gpu is None:
@@ -129,6 +130,9 @@ class _Weighed:
 
     def tensors(self, in_features: int, out_features: int) -> dict[str, PackedSpec]:  # noqa: ARG002
         return {}
+
+    def store(self, weight_NK: Tensor) -> Mapping[str, Tensor]:
+        raise NotImplementedError
 
     def apply(self, x_TK: Tensor, tensors: Mapping[str, Tensor | None], full_precision: bool) -> Tensor:
         raise NotImplementedError

@@ -34,8 +34,9 @@ from octavo.kernels import cpu
 from octavo.layers.attention.backend import AttentionBackend
 from octavo.layers.attention.choice import Demand, choose, refuse_without_gpu
 from octavo.layers.attention.paged import fixed_splits
+from octavo.layers.quantization import choice as quantization
 from octavo.models.registry import Model, build
-from octavo.models.weights.loader import dummy_weights, load_weights
+from octavo.models.weights.loader import dummy_weights, load_weights, pack_coded
 from octavo.models.weights.sources import open_source
 from octavo.plan import Capacity, Pending, StepPlan
 
@@ -134,7 +135,7 @@ class Worker:
 
     def _load(self) -> Model:
         try:
-            return _load(self._config, self._checkpoint, self._dtype, self._device)
+            return _load(self._config, self._checkpoint, self._dtype, self._accelerator)
         except torch.OutOfMemoryError:
             raise ConfigError(
                 f"the weights of {self._checkpoint.name} find no room: {self._room_left()}. Free memory, "
@@ -210,18 +211,33 @@ class Worker:
         )  # fmt: skip
 
 
-def _load(config: EngineConfig, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Model:
-    model = build(checkpoint.config, dtype, device)
+def _load(config: EngineConfig, checkpoint: Checkpoint, dtype: torch.dtype, gpu: Device | None) -> Model:
+    device = torch.device("cpu") if gpu is None else gpu.torch
+    model = build(checkpoint.config, dtype, device, choose_storage(config, checkpoint, dtype, gpu))
     if checkpoint.format == "dummy":
         dummy_weights(model, config.model.seed)
     else:
         load_weights(model, open_source(checkpoint, keeps_few_bits(config, device)))
+    if device.type == "cpu" and cpu.available():
+        pack_coded(model, dtype)
     return model.eval()
+
+
+def choose_storage(
+    config: EngineConfig, checkpoint: Checkpoint, dtype: torch.dtype, gpu: Device | None
+) -> quantization.Storage:
+    """Of the model's matrices. Raises ConfigError for what the machine or the checkpoint cannot do."""
+    asked = config.model.quantization
+    if checkpoint.format == "gguf" and asked not in ("auto", "none"):
+        raise ConfigError(f"--quantization {asked}: the weights of a GGUF file are quantized already; leave it out")
+    arch = None if gpu is None else _arch(gpu)
+    return quantization.choose(asked, dtype, arch, config.execution.deterministic)
 
 
 def keeps_few_bits(config: EngineConfig, device: torch.device) -> bool:
     """Whether quantized weights are multiplied as they are. Asked for float32, every value is computed as float32."""
-    return device.type == "cpu" and cpu.available() and config.model.dtype != "float32"
+    wanted = config.model.dtype != "float32" and config.model.quantization == "auto"
+    return device.type == "cpu" and cpu.available() and wanted
 
 
 def size_cache(

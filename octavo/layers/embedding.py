@@ -15,11 +15,11 @@ class Embedding(Part):
     """One vector per token id, times `scale` rounded to the model's dtype."""
 
     def __init__(
-        self, count: int, width: int, dtype: torch.dtype, device: torch.device | None = None, scale: float = 1.0
+        self, count: int, width: int, scheme: Dense, device: torch.device | None = None, scale: float = 1.0
     ) -> None:
         super().__init__()
-        self.matrix = Linear(width, count, Dense(dtype), device=device)
-        self.scale = torch.tensor(scale, dtype=dtype).item()
+        self.matrix = Linear(width, count, scheme, device=device)
+        self.scale = torch.tensor(scale, dtype=scheme.dtype).item()
 
     def forward(self, token_ids_T: Tensor, positions_T: Tensor) -> Tensor:  # noqa: ARG002
         x_TE = self.matrix.rows(token_ids_T)

@@ -50,6 +50,20 @@ class Linear(Part):
             delattr(self, name)
         self.scheme, self.specs = scheme, {}
 
+    @property
+    def tensors(self) -> Mapping[str, Tensor | None]:
+        """The scheme's tensors and `bias`."""
+        return self._parameters
+
+    def fill(self, part: str | None, weight_NK: Tensor) -> None:
+        """A part's numbers (all parts' at once without a name) in the scheme's way, wherever they lie."""
+        slots = self.slots(part)
+        for name, tensor in self.scheme.store(weight_NK.to(next(iter(slots.values())).device)).items():
+            slots[name].copy_(tensor)
+
+    def rows_of(self, part: str | None) -> int:
+        return self.out_features if part is None else self.parts[part]
+
     def slots(self, part: str | None = None) -> dict[str, Tensor]:
         """Where a part's tensors belong (all parts at once without a name): views to copy into."""
         begin, end = 0, self.out_features

@@ -12,6 +12,7 @@ from octavo.layers.attention.backend import AttentionSpec, CacheSpec
 from octavo.layers.attention.layer import Attention
 from octavo.layers.embedding import SegmentedEmbedding
 from octavo.layers.mlp import ACTIVATIONS, MLP
+from octavo.layers.quantization.choice import Storage
 from octavo.models.decoder import Materials
 from octavo.models.encoder import Classifier, Encoder, EncoderLayer
 from octavo.models.fields import MAX_HEAD_SIZE, MAX_POSITIONS, Fields
@@ -37,9 +38,9 @@ IGNORED = (r"^embeddings\.position_ids$", r"^(cls|lm_head)\.")
 IGNORED_WITHOUT_CLASSIFIER = (*IGNORED, r"^(pooler|classifier)\.")
 
 
-def build(fields: Fields, dtype: torch.dtype, device: torch.device) -> Encoder:
+def build(fields: Fields, storage: Storage, device: torch.device) -> Encoder:
     roberta = fields.model_type != "bert"
-    make = Materials(dtype, device)
+    make = Materials(storage, device)
     width = fields.whole("hidden_size", 768, high=2**17)
     heads = fields.whole("num_attention_heads", 12, high=2**12)
     if width % heads or width // heads > MAX_HEAD_SIZE:

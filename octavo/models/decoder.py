@@ -18,7 +18,7 @@ from octavo.layers.embedding import Embedding, Head, PositionedEmbedding, TiedHe
 from octavo.layers.linear import Linear
 from octavo.layers.norm import LayerNorm, RMSNorm
 from octavo.layers.part import Part
-from octavo.layers.quantization.scheme import Dense
+from octavo.layers.quantization.choice import Storage
 from octavo.models.weights.slots import Names
 from octavo.plan import Ability
 from octavo.request import Task
@@ -30,19 +30,21 @@ Norm = RMSNorm | LayerNorm
 class Materials:
     """What every part of a model is made of."""
 
-    dtype: torch.dtype
+    storage: Storage
     device: torch.device
 
     def linear(self, in_features: int, parts: int | Mapping[str, int], bias: bool = False) -> Linear:
-        return Linear(in_features, parts, Dense(self.dtype), bias=self.dtype if bias else None, device=self.device)
+        dtype = self.storage.dense.dtype if bias else None
+        return Linear(in_features, parts, self.storage.matrix(in_features), bias=dtype, device=self.device)
 
     def embedding(self, count: int, width: int, scale: float = 1.0) -> Embedding:
-        return Embedding(count, width, self.dtype, self.device, scale)
+        return Embedding(count, width, self.storage.dense, self.device, scale)
 
     def head(self, embedding: Embedding | PositionedEmbedding, tied: bool, softcap: float = 0.0) -> Head | TiedHead:
         if tied:
             return TiedHead(embedding, softcap)
-        return Head(self.linear(embedding.matrix.in_features, embedding.matrix.out_features), softcap)
+        width, count = embedding.matrix.in_features, embedding.matrix.out_features
+        return Head(Linear(width, count, self.storage.dense, device=self.device), softcap)
 
     def rms_norm(self, width: int, eps: float) -> RMSNorm:
         return RMSNorm(width, eps, self.device)

@@ -16,6 +16,7 @@ from octavo.layers.attention.backend import AttentionSpec, CacheSpec
 from octavo.layers.attention.layer import Attention
 from octavo.layers.mlp import GATED_ACTIVATIONS, GatedMLP
 from octavo.layers.norm import PostNorm
+from octavo.layers.quantization.choice import Storage
 from octavo.layers.rotary import HeadNorm, Rope, Rotary
 from octavo.models.decoder import Decoder, DecoderLayer, Materials
 from octavo.models.fields import MAX_POSITIONS, Fields
@@ -45,11 +46,11 @@ PREFIXES = ("language_model.model.", "model.language_model.", "language_model.",
 VISION = (r"^vision_tower\.", r"^multi_modal_projector\.")
 
 
-def build(fields: Fields, dtype: torch.dtype, device: torch.device) -> Decoder:
+def build(fields: Fields, storage: Storage, device: torch.device) -> Decoder:
     fields = _text(fields)
     gemma2 = fields.model_type == "gemma2"
     fields.only("use_bidirectional_attention", False)
-    make = Materials(dtype, device)
+    make = Materials(storage, device)
     heads = Heads.of(fields, count=8, kv_count=4, size=256)
     inner = fields.whole("intermediate_size", 9216, high=2**20)
     activation = fields.choice("hidden_activation", GATED_ACTIVATIONS, "gelu_pytorch_tanh")

@@ -9,6 +9,7 @@ from octavo.layers.attention.backend import AttentionSpec, CacheSpec
 from octavo.layers.attention.layer import Attention
 from octavo.layers.embedding import PositionedEmbedding
 from octavo.layers.mlp import ACTIVATIONS, MLP
+from octavo.layers.quantization.choice import Storage
 from octavo.models.decoder import Decoder, DecoderLayer, Materials
 from octavo.models.fields import MAX_HEAD_SIZE, MAX_POSITIONS, Fields
 from octavo.models.weights.slots import Names, To
@@ -28,8 +29,8 @@ UNTIED = {"lm_head": To("head.matrix")}
 IGNORED = (r"\.attn\.(bias|masked_bias)$",)  # causal masks
 
 
-def build(fields: Fields, dtype: torch.dtype, device: torch.device) -> Decoder:
-    make = Materials(dtype, device)
+def build(fields: Fields, storage: Storage, device: torch.device) -> Decoder:
+    make = Materials(storage, device)
     width = fields.whole("n_embd", 768, high=2**17)
     heads = fields.whole("n_head", 12, high=2**12)
     if width % heads or width // heads > MAX_HEAD_SIZE:

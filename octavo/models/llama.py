@@ -13,6 +13,7 @@ from octavo.errors import CheckpointError
 from octavo.layers.attention.backend import AttentionSpec, CacheSpec
 from octavo.layers.attention.layer import Attention
 from octavo.layers.mlp import GATED_ACTIVATIONS, GatedMLP
+from octavo.layers.quantization.choice import Storage
 from octavo.layers.rotary import HeadNorm, Rotary
 from octavo.models.decoder import Decoder, DecoderLayer, Materials
 from octavo.models.fields import MAX_HEAD_SIZE, MAX_POSITIONS, Fields
@@ -71,9 +72,9 @@ class Heads:
         return {"q": self.count * self.size, "k": self.kv_count * self.size, "v": self.kv_count * self.size}
 
 
-def build(fields: Fields, dtype: torch.dtype, device: torch.device) -> Decoder:
+def build(fields: Fields, storage: Storage, device: torch.device) -> Decoder:
     qwen = fields.model_type in ("qwen2", "qwen3")
-    make, heads = Materials(dtype, device), Heads.of(fields, size=128 if fields.model_type == "qwen3" else None)
+    make, heads = Materials(storage, device), Heads.of(fields, size=128 if fields.model_type == "qwen3" else None)
     inner = fields.whole("intermediate_size", high=2**20)
     activation = fields.choice("hidden_act", GATED_ACTIVATIONS, "silu")
     eps = fields.real("rms_norm_eps", 1e-6, high=1.0)

@@ -14,6 +14,7 @@ import torch
 
 from octavo.checkpoint.checkpoint import shown
 from octavo.errors import CheckpointError
+from octavo.layers.quantization.choice import Storage, plain
 from octavo.models.decoder import Decoder
 from octavo.models.encoder import Encoder
 from octavo.models.fields import Fields
@@ -43,21 +44,24 @@ _HEADLESS = (
 _ENCODING = ("Model", "ForSequenceClassification", "ForMaskedLM", "ForPreTraining")
 
 
-def build(config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> Model:
-    """The model of a config (in the shape of Hugging Face's config.json), its weights not yet filled."""
-    _check_memory(outline(config, dtype), device)
-    return _build(config, dtype, device)
+def build(config: dict[str, Any], dtype: torch.dtype, device: torch.device, storage: Storage | None = None) -> Model:
+    """The model of a config (in the shape of Hugging Face's config.json), its weights not yet filled.
+
+    storage: of its matrices; as they are, unless it is given.
+    """
+    _check_memory(outline(config, dtype, storage), device)
+    return _build(config, storage or plain(dtype), device)
 
 
-def outline(config: dict[str, Any], dtype: torch.dtype) -> Model:
+def outline(config: dict[str, Any], dtype: torch.dtype, storage: Storage | None = None) -> Model:
     """The same without memory, however large: tensors on torch's device meta have shapes only."""
-    return _build(config, dtype, torch.device("meta"))
+    return _build(config, storage or plain(dtype), torch.device("meta"))
 
 
-def _build(config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> Model:
+def _build(config: dict[str, Any], storage: Storage, device: torch.device) -> Model:
     fields, headless = _checked(config)
     module = import_module(f"octavo.models.{FAMILIES[fields.model_type]}")
-    model: Model = module.build(fields, dtype, device)
+    model: Model = module.build(fields, storage, device)
     if headless and isinstance(model, Decoder):
         model.tasks = ("embed",)
     return model.eval()

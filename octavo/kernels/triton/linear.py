@@ -278,8 +278,7 @@ def _slices(tiles: int, most: int, device: torch.device) -> int:
 def grouped_tile(rows: int, outer: int, groups: int, device: torch.device) -> Tile:
     """Unpacked weights take registers: a tile is smaller where sums lie there, too."""
     if rows > 64:
-        most = 64 if gpu(device).arch.startswith("sm_8") else 128
-        return Tile(most, 128, 1, 8, _stages(device))
+        return Tile(64, 64, 1, 4, 3) if _old(device) else Tile(128, 128, 1, 8, _stages(device))
     slices = _slices(triton.cdiv(outer, 64), max(groups // 4, 1), device)
     return Tile(_rows(rows), 64, slices, 4 if rows <= 32 else 8, 4 if rows <= 32 else 3)
 
@@ -293,6 +292,11 @@ def scaled_tile(rows: int, outer: int, inner: int, device: torch.device) -> Tile
 
 def _rows(rows: int) -> int:
     return 16 if rows <= 16 else 32 if rows <= 32 else 64
+
+
+def _old(device: torch.device) -> bool:
+    """Whether sums lie in the registers that products read from, as before NVIDIA's warp-group products."""
+    return gpu(device).arch.startswith("sm_8")
 
 
 def _stages(device: torch.device) -> int:
@@ -443,7 +447,7 @@ def invariant_linear(
     (rows, inner), outer = x_MK.shape, weight_NK.size(0)
     assert x_MK.stride(1) == 1
     assert weight_NK.is_contiguous()
-    tile = Tile(64, 64, 1, 8, 3) if x_MK.dtype is torch.float32 else Tile(64, 128, 1, 4, 3)
+    tile = Tile(64, 64, 1, 8, 3) if x_MK.dtype is torch.float32 else Tile(64, 128, 1, 8 if _old(x_MK.device) else 4, 3)
     grid = triton.cdiv(outer, tile.columns), triton.cdiv(rows, tile.rows)
     slices = triton.cdiv(inner, _CHUNK) if grid[0] * grid[1] < 2 * gpu(x_MK.device).multiprocessors else 1
     out_MN, sums = _room(x_MK, outer, slices, torch.float32, full_precision)

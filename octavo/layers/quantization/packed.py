@@ -40,6 +40,9 @@ class Packed:
     def tensors(self, in_features: int, out_features: int) -> dict[str, PackedSpec]:  # noqa: ARG002
         return {}
 
+    def store(self, weight_NK: Tensor) -> Mapping[str, Tensor]:
+        raise NotImplementedError("it is packed whole")
+
     def apply(self, x_TK: Tensor, tensors: Mapping[str, Tensor | None], full_precision: bool) -> Tensor:
         return ops.quantized_linear(x_TK, self.matrix, tensors["bias"], full_precision)
 
@@ -64,6 +67,17 @@ def pack(matrices: Sequence[Sequence[QuantizedRows]], dtypes: Sequence[torch.dty
             matrix.pack_gguf(number, rows.kind, rows.blocks, rows.order)
         schemes.append(Packed(matrix, dtype))
     return schemes
+
+
+def pack_codes(
+    codes_NK: Tensor, scales_NG: Tensor, minimums_NG: Tensor | None, packing: Packing, dtype: torch.dtype
+) -> Packed:
+    """A matrix of one part, from codes of a byte each. dtype: of activations."""
+    rows, columns = codes_NK.shape
+    plan = [(rows, packing)]
+    matrix = PackedMatrix(columns, plan, *allocate([packed_bytes(columns, plan)]))
+    matrix.pack_codes(0, codes_NK, scales_NG, minimums_NG)
+    return Packed(matrix, dtype)
 
 
 def bytes_when_packed(parts: Sequence[QuantizedRows]) -> int:

@@ -1,12 +1,13 @@
 """What a storage scheme for matrices is, and the plain one.
 
-A scheme declares the tensors that stand for a logical [out_features, in_features] matrix and multiplies by them. What
-each stored element covers is data, so loading one part of a fused matrix is one generic function for all formats.
+A scheme declares the tensors that stand for a logical [out_features, in_features] matrix, says what they hold for given
+numbers, and multiplies by them. What each stored element covers is data, so loading one part of a fused matrix is one
+generic function for all formats.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,6 +36,9 @@ class Scheme(Protocol):
     def tensors(self, in_features: int, out_features: int) -> dict[str, PackedSpec]:
         """The stored tensors by the names checkpoints give them, such as `weight`."""
 
+    def store(self, weight_NK: Tensor) -> Mapping[str, Tensor]:
+        """What stands for these rows of numbers, by the same names; its dtypes may still be others."""
+
     def apply(self, x_TK: Tensor, tensors: Mapping[str, Tensor | None], full_precision: bool) -> Tensor:
         """x times the matrix, plus `bias` where the tensors have one; float32 with `full_precision`."""
 
@@ -44,17 +48,21 @@ class Scheme(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """Every weight as it is."""
+    """Every weight as it is. product: `ops.linear`, or another of its kind."""
 
     dtype: torch.dtype
+    product: Callable[[Tensor, Tensor, Tensor | None, bool], Tensor] = ops.linear
 
     def tensors(self, in_features: int, out_features: int) -> dict[str, PackedSpec]:  # noqa: ARG002
         return {"weight": PackedSpec(self.dtype)}
 
+    def store(self, weight_NK: Tensor) -> Mapping[str, Tensor]:
+        return {"weight": weight_NK}
+
     def apply(self, x_TK: Tensor, tensors: Mapping[str, Tensor | None], full_precision: bool) -> Tensor:
         weight = tensors["weight"]
         assert weight is not None
-        return ops.linear(x_TK, weight, tensors["bias"], full_precision)
+        return self.product(x_TK, weight, tensors["bias"], full_precision)
 
     def rows(self, ids_T: Tensor, tensors: Mapping[str, Tensor | None]) -> Tensor:
         weight = tensors["weight"]

@@ -6,8 +6,9 @@ and copied one by one, so no more than one exists beside the model; quantized on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from octavo.checkpoint.checkpoint import shown
 from octavo.errors import CheckpointError
 from octavo.layers.linear import Linear
 from octavo.layers.norm import LayerNorm, RMSNorm
+from octavo.layers.quantization.eight_bits import EightBits
+from octavo.layers.quantization.int4 import Int4
 from octavo.layers.quantization.packed import QuantizedRows, pack
 from octavo.layers.quantization.scheme import Scheme
 from octavo.layers.rotary import HeadNorm
@@ -30,7 +33,8 @@ Pack = Callable[[Sequence[Sequence[QuantizedRows]], Sequence[torch.dtype]], Sequ
 @dataclass(frozen=True, slots=True)
 class _Slot:
     module: nn.Module
-    view: Tensor
+    shape: tuple[int, ...]
+    write: Callable[[Tensor], object]
     to: To
 
     def fill(self, name: str, tensor: Tensor) -> None:
@@ -41,13 +45,11 @@ class _Slot:
         if self.to.transpose and tensor.dim() == 2:
             tensor = tensor.t()
         self.expect(name, tensor.shape)
-        self.view.copy_(tensor)
-        if self.to.offset:
-            self.view.add_(self.to.offset)
+        self.write(tensor.float() + self.to.offset if self.to.offset else tensor)
 
     def expect(self, name: str, shape: Sequence[int]) -> None:
-        if tuple(shape) != self.view.shape:
-            found, expected = list(shape), list(self.view.shape)
+        if tuple(shape) != self.shape:
+            found, expected = list(shape), list(self.shape)
             raise CheckpointError(f"tensor {shown(name)} has shape {found}, but the configuration asks for {expected}")
 
 
@@ -115,15 +117,22 @@ def _slots(model: Model) -> dict[str, _Slot]:
         numbers = range(len(model.layers)) if "{}" in name else range(1)
         for number in numbers:
             module = model.get_submodule(to.module.format(number))
-            for piece, view in _views(module, to.part).items():
-                slots[f"{name.format(number)}.{piece}"] = _Slot(module, view, to)
+            for piece, shape, write in _places(module, to.part):
+                slots[f"{name.format(number)}.{piece}"] = _Slot(module, shape, write, to)
     return slots
 
 
-def _views(module: nn.Module, part: str | None) -> dict[str, Tensor]:
-    if isinstance(module, Linear | HeadNorm):
-        return module.slots(part)
-    return dict(module.named_parameters(recurse=False))
+def _places(module: nn.Module, part: str | None) -> Iterator[tuple[str, tuple[int, ...], Callable[[Tensor], object]]]:
+    """Of each tensor that a checkpoint has for a part: its name, its shape, and who takes it in."""
+    if isinstance(module, Linear):
+        yield "weight", (module.rows_of(part), module.in_features), partial(module.fill, part)
+        views = {name: view for name, view in module.slots(part).items() if name == "bias"}
+    elif isinstance(module, HeadNorm):
+        views = module.slots(part)
+    else:
+        views = dict(module.named_parameters(recurse=False))
+    for name, view in views.items():
+        yield name, tuple(view.shape), view.copy_
 
 
 @torch.no_grad()
@@ -135,7 +144,19 @@ def dummy_weights(model: Model, seed: int = 0) -> None:
             if isinstance(module, RMSNorm | LayerNorm | HeadNorm) and name != "bias":
                 parameter.fill_(1.0)
             elif isinstance(module, Linear) and name != "bias":
-                bound = (3.0 / parameter.size(1)) ** 0.5  # variance 1 / inner size
-                parameter.uniform_(-bound, bound, generator=random)
+                continue
             else:
                 parameter.zero_()
+        if isinstance(module, Linear):
+            bound = (3.0 / module.in_features) ** 0.5  # variance 1 / inner size
+            shape, spec = (module.out_features, module.in_features), module.specs.get("weight")
+            weight = torch.empty(shape, dtype=spec.dtype if spec else torch.float32, device=random.device)
+            module.fill(None, weight.uniform_(-bound, bound, generator=random))
+
+
+@torch.no_grad()
+def pack_coded(model: Model, dtype: torch.dtype) -> None:
+    """Matrices that were brought to codes become what a CPU multiplies by. dtype: of activations."""
+    for module in model.modules():
+        if isinstance(module, Linear) and isinstance(module.scheme, Int4 | EightBits):
+            module.adopt(module.scheme.packed(module.tensors, dtype))
