@@ -55,15 +55,22 @@ def _add_up(peak, total, acc, peak_2, total_2, acc_2):
 
 
 @triton.jit
-def _load_tile(cache_ptr, place_N, column_D, inside_N, MASKED: tl.constexpr, D: tl.constexpr, D2: tl.constexpr):
+def _load_tile(
+    cache_ptr, place_N, column_D, inside_N, MASKED: tl.constexpr, D: tl.constexpr, D2: tl.constexpr, DTYPE: tl.constexpr
+):
     pointers = cache_ptr + place_N[:, None] + column_D[None, :]
     if MASKED:
         if D == D2:
-            return tl.load(pointers, mask=inside_N[:, None], other=0.0)
-        return tl.load(pointers, mask=inside_N[:, None] & (column_D < D)[None, :], other=0.0)
-    if D == D2:
-        return tl.load(pointers)
-    return tl.load(pointers, mask=(column_D < D)[None, :], other=0.0)
+            tile = tl.load(pointers, mask=inside_N[:, None], other=0.0)
+        else:
+            tile = tl.load(pointers, mask=inside_N[:, None] & (column_D < D)[None, :], other=0.0)
+    elif D == D2:
+        tile = tl.load(pointers)
+    else:
+        tile = tl.load(pointers, mask=(column_D < D)[None, :], other=0.0)
+    if cache_ptr.dtype.element_ty.primitive_bitwidth == 8:  # exact, and what GPUs convert 8 bits to
+        tile = tile.to(tl.float16)
+    return tile.to(DTYPE)
 
 
 @triton.jit
@@ -104,7 +111,7 @@ def _attend_keys(
             )
         else:
             place_N = tl.load(table_ptr + key_N // B).to(tl.int64) * block_stride + (key_N % B) * D
-        k = _load_tile(k_ptr, place_N, column_D, inside_N, MASKED, D, D2).to(q.dtype)
+        k = _load_tile(k_ptr, place_N, column_D, inside_N, MASKED, D, D2, q.dtype)
         score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         if SOFTCAP > 0:
             score = (SOFTCAP * _LOG2_E) * (1 - 2 / (1 + tl.exp2(score)))
@@ -122,7 +129,7 @@ def _attend_keys(
         weight = tl.exp2(score - base[:, None])
         decay = tl.exp2(peak - base)
         total = total * decay + tl.sum(weight, 1)
-        v = _load_tile(v_ptr, place_N, column_D, inside_N, MASKED, D, D2).to(q.dtype)
+        v = _load_tile(v_ptr, place_N, column_D, inside_N, MASKED, D, D2, q.dtype)
         acc = tl.dot(weight.to(q.dtype), v, acc * decay[:, None], input_precision="ieee")
         peak = highest
     return peak, total, acc

@@ -81,6 +81,8 @@ class Library:
 LIBRARIES = (
     Library(backend="flash_attn", module="vllm.vllm_flash_attn", package="vllm (with FlashAttention 3)",
             archs=("sm_90",), head_sizes=range(8, 257, 8), sinks=True),
+    Library(backend="flash_attn", module="vllm_flash_attn", package="vllm-flash-attn (with FlashAttention 3)",
+            archs=("sm_90",), head_sizes=range(8, 257, 8)),
     Library(backend="flash_attn", module="flash_attn_interface", package="FlashAttention 3",
             archs=("sm_90",), head_sizes=range(8, 257, 8)),
     Library(backend="flash_attn", module="flash_attn", package="flash-attn",

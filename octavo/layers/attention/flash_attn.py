@@ -1,6 +1,6 @@
 """Attention by FlashAttention 2 or 3, over octavo's cache as it lies: [blocks, G, B, D], seen with B before G.
 
-Three packages offer it, each with its own names for the same arguments; `CALLS` knows them by module.
+Several packages offer it, with their own names for the same arguments; `CALLS` knows them by module.
 """
 
 from __future__ import annotations
@@ -115,6 +115,7 @@ def _second(module: Any) -> Call:
 
 CALLS: Mapping[str, Callable[[Any], Call]] = {
     "vllm.vllm_flash_attn": _vllms,
+    "vllm_flash_attn": _vllms,
     "flash_attn_interface": _third,
     "flash_attn": _second,
 }

@@ -64,7 +64,7 @@ def case(
 FEW = Expect(pipelined=True, products="mma", registers=168, narrow_loads=0)
 MANY = Expect(pipelined=True, products="wgmma", narrow_loads=0)
 BOTH = Expect(pipelined=True, products="mma", narrow_loads=0)
-IN_FLOAT32 = Expect(pipelined=True)
+IN_FLOAT32 = Expect(pipelined=True, spills=16)
 
 CASES = [
     *(case(f"decode {model}", model, DECODING, FEW, 9) for model in MODELS),
