@@ -220,7 +220,8 @@ def _draw_any(
         token = begin + tl.arange(0, TILE)
         logit = tl.load(logits_ptr + token, mask=token < vocabulary, other=float("-inf"))
         sums = tl.cumsum(_mass(_weight(logit, peak, scale, min_p)), 0)
-        tl.store(tokens_D + draw, (begin + tl.sum((sums <= rest).to(tl.int32), 0)).to(tl.int64))
+        drawn = tl.minimum(begin + tl.sum((sums <= rest).to(tl.int32), 0), vocabulary - 1)
+        tl.store(tokens_D + draw, drawn.to(tl.int64))
 
 
 @triton.jit
