@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "repository": {"repository", "engine", "checkpoint", "foundation"},
     "api": {"api", "repository", "engine", "checkpoint", "foundation"},
     "cli": {"cli", "foundation"},
+    "__main__": {"cli"},
     "control": {"control", "foundation"},
 }
 # Room -> the one module of another room it may import: the engine reaches the devices through an Executor only.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,9 +64,26 @@ def get(name: str, cache: Path | None = None) -> StoredModel:
     found = find(name, cache)
     if found is not None:
         return found
-    close = difflib.get_close_matches(name, [model.name for model in stored(cache)], n=1, cutoff=0.5)
-    hint = f"; did you mean {close[0]}?" if close else ""
+    meant = _meant(name, [model.name for model in stored(cache)])
+    hint = f"; did you mean {meant}?" if meant else ""
     raise ModelNotFound(f"{name!r} is not on this machine{hint} (octavo list shows what is, octavo pull fetches more)")
+
+
+def _meant(typed: str, names: Sequence[str]) -> str | None:
+    """The one that holds what was typed, or looks most like it; case and what owns it may be left out."""
+    typed = typed.lower()
+    holding = [name for name in names if len(typed) > 2 and typed in name.lower()]
+    if holding:
+        return min(holding, key=len)
+    shorter = {part: name for name in reversed(names) for part in _parts(name.lower())}
+    close = difflib.get_close_matches(typed, shorter, n=1, cutoff=0.5)
+    return shorter[close[0]] if close else None
+
+
+def _parts(name: str) -> tuple[str, str, str]:
+    """org/Name-1B: all of it, and what people remember of it."""
+    title = name.split("/")[-1]
+    return name, title, title.split("-")[0]
 
 
 def open_here(name: str, cache: Path | None = None) -> Checkpoint:

@@ -40,10 +40,13 @@ usage: octavo VERB [arguments]
 """
 _FOOTER = """\
   octavo VERB --help says what a verb takes. Without a model, SmolLM2-135M-Instruct is used.
-
-  octavo serve Qwen/Qwen2.5-0.5B-Instruct --port 9000
-  octavo run "Why is the sky blue?"
 """
+#: By the first word of the verbs that are listed; else these.
+_EXAMPLES = {
+    "keys": "  octavo keys new alice --file keys.toml\n",
+    "bench": "  octavo bench latency\n  octavo bench serve --base-url http://127.0.0.1:8080\n",
+    "": '  octavo serve Qwen/Qwen2.5-0.5B-Instruct --port 9000\n  octavo run "Why is the sky blue?"\n',
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -108,4 +111,6 @@ def _module(verb: str) -> Any:
 def _overview(verbs: dict[str, tuple[str, str]]) -> str:
     width = max(map(len, verbs))
     lines = [f"  {verb:<{width}}  {help_text}" for verb, (_, help_text) in verbs.items()]
-    return "\n".join([_HEADER, *lines, "", _FOOTER])
+    families = {verb.split()[0] for verb in verbs}
+    examples = _EXAMPLES[families.pop() if len(families) == 1 else ""]
+    return "\n".join([_HEADER, *lines, "", _FOOTER, examples])

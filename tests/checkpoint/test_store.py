@@ -59,8 +59,19 @@ def test_names_that_mean_a_model(cache: Path, tmp_path: Path) -> None:
         found = store.find(typed, cache)
         assert found is not None
         assert found.name == "org/Name:q4.gguf"
-    with pytest.raises(ModelNotFound, match=r"did you mean org/Name:q4\.gguf\?"):
-        store.get("org/Name", cache)
+    for nearly in ("org/Name", "name", "org/nmae:q4.gguf"):
+        with pytest.raises(ModelNotFound, match=r"did you mean org/Name:q4\.gguf\?"):
+            store.get(nearly, cache)
+    with pytest.raises(ModelNotFound, match="'mistral' is not on this machine \\("):
+        store.get("mistral", cache)
+
+
+@pytest.mark.parametrize("typed", ["smolm2", "SMOLLM2", "smollm2-135", "org/SmolLM2-135M-Instuct"])
+def test_what_people_remember_of_a_name_is_enough_to_be_reminded(cache: Path, typed: str) -> None:
+    hub_copy(cache, "org/SmolLM2-135M-Instruct", safetensors_files())
+    hub_copy(cache, "org/other", safetensors_files())
+    with pytest.raises(ModelNotFound, match=r"did you mean org/SmolLM2-135M-Instruct\?"):
+        store.get(typed, cache)
 
 
 def test_a_download_that_was_cut_short_is_seen(cache: Path) -> None:

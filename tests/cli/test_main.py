@@ -44,6 +44,14 @@ def test_bench_alone_lists_its_verbs(capsys) -> None:
     assert main(["bench"]) == main(["bench", "--help"]) == 0
     assert "bench latency" in (text := capsys.readouterr().out)
     assert "  serve " not in text
+    assert "octavo bench serve --base-url" in text
+    assert "octavo run" not in text
+
+
+@pytest.mark.parametrize("module", ["octavo", "octavo.cli"])
+def test_as_a_module(module: str) -> None:
+    command = [sys.executable, "-m", module, "--version"]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == f"octavo {__version__}\n"
 
 
 @pytest.mark.parametrize("verb", VERBS)
