@@ -74,6 +74,7 @@ ENGINE_FLAGS = [
     "--enforce-eager",
     "--no-enforce-eager",
     "--cudagraph-capture-sizes",
+    "--quantization",
     "--hang-timeout",
 ]
 SERVER_FLAGS = [
