@@ -75,6 +75,7 @@ ENGINE_FLAGS = [
     "--no-enforce-eager",
     "--cudagraph-capture-sizes",
     "--quantization",
+    "--swap-space",
     "--hang-timeout",
 ]
 SERVER_FLAGS = [
