@@ -1,4 +1,4 @@
-"""Engines of tiny models, driven step by step, and all that their requests are told; for tests with and without a GPU."""
+"""Engines of tiny models, driven step by step, and what their requests are told: for tests with and without a GPU."""
 
 from __future__ import annotations
 

@@ -44,6 +44,9 @@ class Device(Protocol):
     multiprocessors: int
     fp8: bool  # whether it multiplies 8-bit floats
 
+    def use(self) -> None:
+        """Make it the one that the calling thread enqueues to."""
+
     def pinned(self, shape: tuple[int, ...], type_: dtype) -> Tensor:
         """Host memory that `copy_(…, non_blocking=True)` reaches without waiting. Its content is undefined."""
         ...
@@ -85,7 +88,7 @@ class CudaDevice:
             )
         self.torch = torch.device("cuda", device.index or 0)
         try:
-            torch.cuda.set_device(self.torch)
+            self.use()
             torch.ones(1, device=self.torch).add_(1).cpu()  # starts the driver, and tries a kernel
             properties = torch.cuda.get_device_properties(self.torch)
         except RuntimeError as error:  # torch has no narrower one
@@ -101,6 +104,9 @@ class CudaDevice:
         self.multiprocessors = properties.multi_processor_count
         self.fp8 = capability >= ((9, 4) if amd else (8, 9))
         self._pool = torch.cuda.graph_pool_handle()
+
+    def use(self) -> None:
+        torch.cuda.set_device(self.torch)
 
     def pinned(self, shape: tuple[int, ...], type_: dtype) -> Tensor:
         return torch.empty(shape, dtype=type_, pin_memory=True)

@@ -57,7 +57,10 @@ class StepInputs(Protocol):
 
 
 class Completion(Protocol):
-    """How the host comes to know what a step brought."""
+    """How a step is begun, and how the host comes to know what it brought."""
+
+    def begin(self) -> None:
+        """To be called before anything of a step is enqueued."""
 
     def fetch(self, x: Tensor) -> Tensor:
         """The tensor on the host, to be read when the step is done."""
@@ -103,6 +106,7 @@ class ModelRunner:
     @torch.inference_mode()
     def submit(self, plan: StepPlan) -> Pending:
         """Begin a step, behind those begun before. Its result may be awaited in another thread."""
+        self._completion.begin()
         for sequence_id in plan.removed:
             (self._pooler if sequence_id in self._pooler else self._sampler).remove(sequence_id)
         for spec in plan.added:
@@ -206,6 +210,9 @@ def _out_of_memory(plan: StepPlan, error: torch.OutOfMemoryError) -> StepResult:
 class AtOnce:
     """The host computes: nothing is to be waited for."""
 
+    def begin(self) -> None:
+        pass
+
     def fetch(self, x: Tensor) -> Tensor:
         return x
 
@@ -218,6 +225,9 @@ class ByEvent:
 
     def __init__(self, device: Device) -> None:
         self._device = device
+
+    def begin(self) -> None:
+        self._device.use()  # whichever thread it is
 
     def fetch(self, x: Tensor) -> Tensor:
         return self._device.pinned(tuple(x.shape), x.dtype).copy_(x, non_blocking=True)

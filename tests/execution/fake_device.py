@@ -94,6 +94,8 @@ class FakeDevice:
         self._capturing = False
         self._type = type("Pinned", (Pinned,), {"device_of": self})
 
+    def use(self) -> None: ...
+
     def pinned(self, shape: tuple[int, ...], type_: torch.dtype) -> Tensor:
         self._refuse("pinned memory made")
         memory = torch.empty(shape, dtype=type_)

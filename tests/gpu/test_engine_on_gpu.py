@@ -29,9 +29,9 @@ def on_gpu(config: EngineConfig, checkpoint: Checkpoint, requests: Sequence[Requ
     return run(EngineCore(config, Executor(Worker(config, checkpoint)), hash_seed=b"x"), requests)
 
 
-def judge(tmp_path: Path, shape: dict[str, Any], got: dict[tuple[str, int], Told], most: float) -> None:
-    """By a CPU in float32 (whose weights have more bits), each token is at most so far behind the best."""
-    config, checkpoint = engine(tmp_path, shape, max_num_batched_tokens=64)
+def judge(tmp_path: Path, shape: dict[str, Any], dtype: str, got: dict[tuple[str, int], Told], most: float) -> None:
+    """By a CPU, given the tokens before it, each token is at most so far behind the best."""
+    config, checkpoint = engine(tmp_path, shape, max_num_batched_tokens=64, dtype=dtype)
     prompts = {request.request_id: request.prompt_token_ids for request in GREEDY}
     params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=1)
     for (name, _), told in got.items():
@@ -43,13 +43,13 @@ def judge(tmp_path: Path, shape: dict[str, Any], got: dict[tuple[str, int], Told
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape["model_type"])
-@pytest.mark.parametrize(("dtype", "most"), [("float32", 0.01), ("bfloat16", 0.5), ("float16", 0.1)])
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 0.01), ("bfloat16", 0.15), ("float16", 0.02)])
 def test_greedy_tokens_are_those_of_a_cpu(shape: dict[str, Any], dtype: str, most: float, tmp_path: Path) -> None:
     told = []
     for eager in (False, True):
         config, checkpoint = engine(tmp_path, shape, device="cuda", dtype=dtype, enforce_eager=eager)
         told.append(on_gpu(config, checkpoint, GREEDY))
-        judge(tmp_path, shape, told[-1], most)
+        judge(tmp_path, shape, dtype, told[-1], most)
     assert {key: len(each.tokens) for key, each in told[0].items()} == {
         key: len(each.tokens) for key, each in told[1].items()
     }
