@@ -120,6 +120,10 @@ bench-kernels: setup ## the product and attention alone, against what this machi
 bench-step: setup ## where a step's time goes, by kind of operation
 	@$(BIN)/python benchmarks/breakdown.py $(ARGS)
 
+.PHONY: bench-gpu
+bench-gpu: setup ## on a GPU: every kernel against float64, then speed as shares of the roofline; ARGS="--help"
+	@$(BIN)/python -m benchmarks.gpu $(ARGS)
+
 .PHONY: bench-grammars
 bench-grammars: setup ## what following a grammar costs in a step
 	@$(BIN)/python benchmarks/grammars.py $(ARGS)

@@ -1,0 +1,235 @@
+"""Each kernel alone at the shapes of real models, against what the GPU can do and against what others have.
+
+Caches and weights take turns, as the layers of a model do. A peer that is not installed, or that cannot do what is
+asked, is left out; one that fails is told.
+"""
+
+# T tokens, R rows, H query heads, G key/value heads, D head size, S keys, K and N inner and outer features.
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from octavo.errors import ConfigError
+from octavo.kernels.draws import DeviceDraws
+from octavo.kernels.ops import Kernels
+from octavo.kernels.triton.gpu import gpu
+from octavo.layers.attention.backend import AttentionMetadata, AttentionSpec, LayerCache
+from octavo.layers.attention.choice import Demand, choose
+
+from .figures import OCTAVO, Figure, Outcome, Unit
+from .roofline import (
+    BF16,
+    FP8,
+    Ceilings,
+    Format,
+    Shape,
+    decode_attention_seconds,
+    prefill_attention_seconds,
+    product_seconds,
+)
+from .stopwatch import Run, Stopwatch
+
+FLASH_INFER, FLASH_ATTENTION, SDPA, TORCH = "FlashInfer", "FlashAttention", "SDPA", "torch"
+_LIBRARIES = {FLASH_INFER: "flashinfer", FLASH_ATTENTION: "flash_attn"}
+_BLOCK = 16
+_UNITS: dict[str, float] = {"µs": 1e6, "ms": 1e3}
+_MOST_LAYERS = 32  # that take turns
+
+Found = Iterator[Figure | Outcome]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a part measures with."""
+
+    watch: Stopwatch
+    kernels: Kernels
+    ceilings: Ceilings
+    dtype: torch.dtype
+
+    def normal(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.randn(*shape, device=self.watch.device).to(dtype or self.dtype)
+
+    def time(
+        self, part: str, row: str, contestant: str, turns: Sequence[Run], roof: float, unit: Unit = "µs"
+    ) -> Figure | Outcome:
+        """roof: seconds. One that fails harms no other."""
+        try:
+            seconds = self.watch.seconds(turns)
+        except (RuntimeError, ValueError, TypeError, NotImplementedError, ConfigError, AssertionError) as error:
+            return Outcome(part=f"{part}, {row}: {contestant}", state="failed", why=f"{type(error).__name__}: {error}")
+        scale = _UNITS[unit]
+        return Figure(part=part, row=row, contestant=contestant, value=seconds * scale, unit=unit, roof=roof * scale)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One layer's attention in a step: equal rows of `new` tokens at the end of contexts of `context`."""
+
+    rows: int
+    new: int
+    context: int
+
+    def metadata(self, device: torch.device) -> AttentionMetadata:
+        blocks = -(-self.context // _BLOCK)
+        tables = torch.randperm(self.rows * blocks, device=device).int().view(self.rows, blocks)
+        starts = torch.tensor([0, *accumulate([self.new] * self.rows)], dtype=torch.int32)
+        lengths = torch.full((self.rows,), self.context, dtype=torch.int32)
+        slots = torch.zeros(self.rows * self.new, dtype=torch.int64, device=device)
+        return AttentionMetadata(
+            starts.to(device), lengths.to(device), tables, slots, self.new, self.context, starts, lengths
+        )
+
+    def caches(self, bench: Bench, shape: Shape, dtype: torch.dtype) -> list[LayerCache]:
+        blocks = self.rows * -(-self.context // _BLOCK)
+        size = (blocks, shape.kv_heads, _BLOCK, shape.head_size)
+        bytes_ = 2 * blocks * shape.kv_heads * _BLOCK * shape.head_size * dtype.itemsize
+        layers = min(bench.watch.copies(bytes_), _MOST_LAYERS)
+        return [LayerCache(bench.normal(*size, dtype=dtype), bench.normal(*size, dtype=dtype)) for _ in range(layers)]
+
+
+def attention(
+    bench: Bench, shape: Shape, decoding: Sequence[tuple[int, int]], prefills: Sequence[int], form: Format = BF16
+) -> Found:
+    """decoding: sequences, and their contexts."""
+    part = f"attention of {shape.name}, {form.name}"
+    for sequences, context in decoding:
+        step = Step(sequences, 1, context)
+        roof = decode_attention_seconds(shape, form, sequences, context, bench.ceilings)
+        yield from _attention(bench, part, f"decode {sequences} × {context:,}", shape, step, form, roof)
+    for tokens in prefills:
+        roof = prefill_attention_seconds(shape, tokens, bench.ceilings)
+        yield from _attention(bench, part, f"prefill {tokens:,}", shape, Step(1, tokens, tokens), form, roof)
+
+
+def _attention(bench: Bench, part: str, row: str, shape: Shape, step: Step, form: Format, roof: float) -> Found:
+    device = bench.watch.device
+    q_THD = bench.normal(step.rows * step.new, shape.heads, shape.head_size)
+    cache_dtype = torch.float8_e4m3fn if form == FP8 else bench.dtype
+    metadata, caches = step.metadata(device), step.caches(bench, shape, cache_dtype)
+    scale = shape.head_size**-0.5
+
+    def ours(cache: LayerCache) -> Run:
+        return lambda: bench.kernels.paged_attention(
+            q_THD, cache.k, cache.v, metadata.query_start, metadata.seq_lens, metadata.block_tables, scale, 0, 0.0,
+            True, None, 1.0, 1.0, 0,
+        )  # fmt: skip
+
+    yield bench.time(part, row, OCTAVO, [ours(cache) for cache in caches], roof)
+    demand = Demand(
+        head_sizes=frozenset({shape.head_size}), sinks=False, dtype=bench.dtype, cache_dtype=cache_dtype,
+        block_size=_BLOCK, arch=gpu(device).arch,
+    )  # fmt: skip
+    spec = AttentionSpec(scale=scale)
+    for name, asked in _LIBRARIES.items():
+        try:
+            library = choose(asked, demand, device, [step.rows] if step.new == 1 else [])
+        except ConfigError:
+            continue
+        library.plan(metadata)
+        runs: list[Run] = [partial(library.run, q_THD, cache, spec) for cache in caches]
+        yield bench.time(part, row, name, runs, roof)
+    if form == BF16:
+        yield bench.time(part, row, SDPA, _by_torch(bench, q_THD, shape, step, len(caches)), roof)
+
+
+def _by_torch(bench: Bench, q_THD: Tensor, shape: Shape, step: Step, layers: int) -> list[Run]:
+    """Of keys that lie side by side: torch knows no pages."""
+    q_RHTD = q_THD.view(step.rows, step.new, shape.heads, shape.head_size).transpose(1, 2)
+    size = (step.rows, shape.kv_heads, step.context, shape.head_size)
+    pairs = [(bench.normal(*size), bench.normal(*size)) for _ in range(layers)]
+    causal = step.new > 1
+    attend = partial(F.scaled_dot_product_attention, q_RHTD, is_causal=causal, enable_gqa=True)
+    return [partial(attend, key=k, value=v) for k, v in pairs]
+
+
+def products(bench: Bench, shape: Shape, rows: Sequence[int]) -> Found:
+    """A layer's matrices and the head in 16 bits."""
+    part = f"products of {shape.name}, {BF16.name}"
+    for name, (outputs, inputs) in shape.matrices().items():
+        weights = [
+            bench.normal(outputs, inputs) * inputs**-0.5
+            for _ in range(min(bench.watch.copies(outputs * inputs * bench.dtype.itemsize), 8))
+        ]
+        for count in rows:
+            x_TK = bench.normal(count, inputs)
+            runs: list[Run] = [partial(bench.kernels.linear, x_TK, weight, None, name == "head") for weight in weights]
+            roof = product_seconds(count, (outputs, inputs), BF16, bench.ceilings)
+            yield bench.time(part, f"{name} × {count:,}", OCTAVO, runs, roof)
+
+
+def small_kernels(bench: Bench, shape: Shape, rows: Sequence[int]) -> Found:
+    """All that lies between products and attention: bytes read and written over the copy's bandwidth."""
+    part = f"small kernels of {shape.name}"
+    for count in rows:
+        for name, (run, bytes_) in _small(bench, shape, count).items():
+            turns = [run() for _ in range(bench.watch.copies(bytes_))]
+            yield bench.time(part, f"{name} × {count:,}", OCTAVO, turns, bytes_ / bench.ceilings.bandwidth)
+
+
+def _small(bench: Bench, shape: Shape, tokens: int) -> dict[str, tuple[Callable[[], Run], int]]:
+    """What makes a run with memory of its own, and the bytes that it reads and writes."""
+    kernels, device, each = bench.kernels, bench.watch.device, bench.dtype.itemsize
+    weight_E = bench.normal(shape.hidden, dtype=torch.float32)
+    heads = shape.heads + 2 * shape.kv_heads
+    table_PD = bench.normal(64, shape.head_size, dtype=torch.float32)
+    blocks = -(-tokens // _BLOCK)
+    slots_T, positions_T = (torch.arange(tokens, device=device) % end for end in (blocks * _BLOCK, 64))
+
+    def norm() -> Run:
+        x_TE, residual_TE = bench.normal(tokens, shape.hidden), bench.normal(tokens, shape.hidden)
+        return lambda: kernels.add_rms_norm(x_TE, residual_TE, weight_E, 1e-5)
+
+    def activation() -> Run:
+        x_TE = bench.normal(tokens, 2 * shape.inner)
+        return lambda: kernels.silu_mul(x_TE)
+
+    def rotary() -> Run:
+        q, k, v = torch.split(
+            bench.normal(tokens, heads, shape.head_size), [shape.heads, shape.kv_heads, shape.kv_heads], 1
+        )
+        caches = [bench.normal(blocks, shape.kv_heads, _BLOCK, shape.head_size) for _ in "kv"]
+        return lambda: kernels.rotary_and_write(
+            q, k, v, positions_T, table_PD, caches[0], caches[1], slots_T, None, None, 0.0, 1.0, 1.0
+        )
+
+    return {
+        "add and norm": (norm, 4 * tokens * shape.hidden * each),
+        "silu · mul": (activation, 3 * tokens * shape.inner * each),
+        "rotary, KV write": (rotary, 2 * tokens * heads * shape.head_size * each),
+    }
+
+
+def draws(bench: Bench, vocabulary: int, rows: Sequence[int]) -> Found:
+    """A step's tokens: the best, any, and those within top-k and top-p. The logits are read at least once."""
+    device = bench.watch.device
+    kinds = {"greedy": (0.0, 1.0, 0), "temperature": (1.0, 1.0, 0), "top-k 50, top-p 0.9": (1.0, 0.9, 50)}
+    for count in rows:
+        copies = bench.watch.copies(4 * count * vocabulary)
+        logits = [bench.normal(count, vocabulary, dtype=torch.float32) * 3 for _ in range(copies)]
+        tokens = torch.zeros(count, dtype=torch.int64, device=device)
+        peaks = torch.zeros(count, device=device)
+        for name, (temperature, top_p, top_k) in kinds.items():
+            wanted = DeviceDraws(
+                torch.full((count,), temperature, device=device),
+                torch.zeros(count, device=device),
+                torch.full((count,), top_p, device=device),
+                torch.full((count,), top_k, dtype=torch.int32, device=device),
+                torch.arange(count, device=device),
+                torch.arange(count + 1, dtype=torch.int32, device=device),
+                torch.arange(count, device=device),
+            )
+            runs: list[Run] = [
+                partial(bench.kernels.draw, each, wanted, tokens, peaks, None, None, temperature > 0, top_k > 0)
+                for each in logits
+            ]
+            roof = 4 * count * vocabulary / bench.ceilings.bandwidth
+            yield bench.time(f"drawing from {vocabulary:,}", f"{name} × {count:,}", OCTAVO, runs, roof)
