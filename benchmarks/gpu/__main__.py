@@ -66,7 +66,8 @@ def bench(setting: Setting, known: Ceilings | None) -> Bench:
     watch = stopwatch(torch.device("cpu" if setting.tiny else setting.device))
     size, bytes_ = (32, 1 << 12) if setting.tiny else (4096, 1 << 29)
     ceilings = known or ceilings_of(list(measure(watch, size, bytes_))) or Ceilings(1.0, 1.0)
-    return Bench(watch, kernels, ceilings, torch.float16 if setting.tiny else torch.bfloat16)
+    dtype = torch.float16 if setting.tiny else torch.bfloat16
+    return Bench(watch, kernels, ceilings, dtype, beside_torch=not setting.tiny)
 
 
 def run_part(part: Part, with_: Bench) -> Iterator[Figure | Outcome]:

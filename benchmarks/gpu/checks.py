@@ -25,6 +25,7 @@ from octavo.kernels.draws import IN_PROMPT, Adjustments, DeviceDraws, Draws, Rep
 from octavo.kernels.layout import COLUMNS, Layout, Order
 from octavo.kernels.ops import Kernels
 from octavo.kernels.philox import uniform
+from octavo.kernels.triton.gpu import gpu
 
 _SUMS = 4 * 2.0**-24  # of float32, a few of its roundings
 
@@ -150,7 +151,7 @@ def activations(trial: Trial) -> Iterator[Verdict]:
 
 def _cache_dtypes(trial: Trial) -> list[torch.dtype]:
     """Of 8 bits only where the hardware rounds to them: the interpreter does that wrongly."""
-    return [trial.dtype, *([torch.float8_e4m3fn] if trial.device.type != "cpu" else [])]
+    return [trial.dtype, *(each for each in code_dtypes(trial.device) if each.is_floating_point)]
 
 
 def rotary(trial: Trial) -> Iterator[Verdict]:
@@ -350,6 +351,60 @@ def _product(x_TK: Tensor, weight_NK: Tensor, dtype: torch.dtype) -> tuple[Tenso
     return x_TK @ weight_NK.t(), (2 * torch.finfo(dtype).eps + _SUMS * math.sqrt(x_TK.size(1))) * root
 
 
+def few_bits(trial: Trial) -> Iterator[Verdict]:
+    """Products by weights of 4 bits, and by codes of 8 bits on both sides."""
+    outputs, inputs = trial.sizes.matrix
+    for group in (32, 128):
+        codes = trial.below(256, outputs, inputs // 2).to(torch.uint8)
+        scales, least = (trial.normal(outputs, inputs // group, dtype=torch.float16).abs() * 0.02 for _ in range(2))
+        halves = codes.view(outputs, -1, group // 2)
+        whole = torch.cat((halves & 15, halves >> 4), 2).double()
+        for minimums in (None, least):
+            shifted = whole - 8 if minimums is None else whole
+            weight_NK = shifted * scales.double().unsqueeze(2)
+            weight_NK = (weight_NK if minimums is None else weight_NK + minimums.double().unsqueeze(2)).flatten(1)
+            for tokens in trial.sizes.tokens:
+                x_TK = trial.normal(tokens, inputs)
+                exact, spread = _product(x_TK, weight_NK, trial.dtype)
+                case = f"{tokens} × {inputs} × {outputs}, groups of {group}{', minimums' * (minimums is not None)}"
+                got = trial.kernels.group_linear(x_TK, codes, scales, minimums, None, False)
+                yield trial.near("group_linear", case, got, exact, spread)
+    for dtype in code_dtypes(trial.device):
+        # Half a step of whole numbers; of floats half a unit in the last of three places. Such errors are random.
+        coarse = 1 / (2 * 127) if dtype is torch.int8 else 2.0**-4
+        codes_NK, scales_N = reference.quantize_rows(trial.normal(outputs, inputs), dtype)
+        weight_NK = codes_NK.double() * scales_N.double().unsqueeze(1)
+        for tokens in trial.sizes.tokens:
+            x_TK = trial.normal(tokens, inputs)
+            exact, spread = _product(x_TK, weight_NK, trial.dtype)
+            size = x_TK.double().abs().amax(1, keepdim=True).expand_as(x_TK) if dtype is torch.int8 else x_TK.double()
+            rounding = 6 * coarse / math.sqrt(3) * (size.square() @ weight_NK.square().t()).sqrt()
+            got = trial.kernels.scaled_linear(x_TK, codes_NK, scales_N, None, False)
+            yield trial.near(
+                "scaled_linear", f"{tokens} × {inputs} × {outputs}, {dtype}", got, exact, spread + rounding
+            )
+
+
+def code_dtypes(device: torch.device) -> list[torch.dtype]:
+    """The types of 8 bits that the hardware multiplies."""
+    arch = gpu(device).arch
+    if arch.startswith("gfx94"):
+        return [torch.int8, torch.float8_e4m3fnuz]
+    can = device.type != "cpu" and (arch.startswith("gfx95") or (arch[:3] == "sm_" and int(arch[3:]) >= 89))
+    return [torch.int8, *([torch.float8_e4m3fn] if can else [])]
+
+
+def invariance(trial: Trial) -> Iterator[Verdict]:
+    outputs, inputs = trial.sizes.matrix
+    weight_NK, x_TK = trial.normal(outputs, inputs) * inputs**-0.5, trial.normal(trial.sizes.tokens[-1], inputs)
+    exact, spread = _product(x_TK, weight_NK.double(), trial.dtype)
+    got = trial.kernels.invariant_linear(x_TK, weight_NK, None, False)
+    yield trial.near("invariant_linear", f"{len(x_TK)} × {inputs} × {outputs}", got, exact, spread)
+    for tokens in trial.sizes.tokens[:-1]:
+        alone = trial.kernels.invariant_linear(x_TK[:tokens], weight_NK, None, False)
+        yield trial.equal("invariant_linear", f"{tokens} alone", alone, got[:tokens])
+
+
 def blocks(trial: Trial) -> Iterator[Verdict]:
     planes, count, size = 4, 9, 16 * trial.sizes.width // 16
     held = trial.normal(planes, count, size)
@@ -520,6 +575,8 @@ def logprobs(trial: Trial) -> Iterator[Verdict]:
 #: By what they try; a test sees that no kernel of octavo's is missing.
 CHECKS: Mapping[tuple[str, ...], Check] = {
     ("linear",): products,
+    ("group_linear", "scaled_linear"): few_bits,
+    ("invariant_linear",): invariance,
     ("rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm"): norms,
     ("gelu", "gelu_tanh", "relu", "silu_mul", "gelu_tanh_mul"): activations,
     ("rotary_and_write", "write_kv"): rotary,

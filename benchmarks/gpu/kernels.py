@@ -20,14 +20,17 @@ from torch import Tensor
 from octavo.errors import ConfigError
 from octavo.kernels.draws import DeviceDraws
 from octavo.kernels.ops import Kernels
+from octavo.kernels.reference import quantize_rows
 from octavo.kernels.triton.gpu import gpu
-from octavo.layers.attention.backend import AttentionMetadata, AttentionSpec, LayerCache
+from octavo.layers.attention.backend import AttentionBackend, AttentionMetadata, AttentionSpec, LayerCache
 from octavo.layers.attention.choice import Demand, choose
 
+from .checks import code_dtypes
 from .figures import OCTAVO, Figure, Outcome, Unit
 from .roofline import (
     BF16,
     FP8,
+    INT4,
     Ceilings,
     Format,
     Shape,
@@ -40,10 +43,13 @@ from .stopwatch import Run, Stopwatch
 FLASH_INFER, FLASH_ATTENTION, SDPA, TORCH = "FlashInfer", "FlashAttention", "SDPA", "torch"
 _LIBRARIES = {FLASH_INFER: "flashinfer", FLASH_ATTENTION: "flash_attn"}
 _BLOCK = 16
+_GROUP = 128  # weights of 4 bits that share a scale
+_INNER_TILES = 8  # of torch's order of such weights
 _UNITS: dict[str, float] = {"µs": 1e6, "ms": 1e3}
-_MOST_LAYERS = 32  # that take turns
+_MOST_LAYERS, _MOST_MATRICES = 32, 16  # that take turns
 
 Found = Iterator[Figure | Outcome]
+Turns = Callable[[], Sequence[Run]]
 
 
 @dataclass(frozen=True)
@@ -54,16 +60,17 @@ class Bench:
     kernels: Kernels
     ceilings: Ceilings
     dtype: torch.dtype
+    beside_torch: bool  # its products by few bits, which differ on a CPU
 
     def normal(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.randn(*shape, device=self.watch.device).to(dtype or self.dtype)
 
     def time(
-        self, part: str, row: str, contestant: str, turns: Sequence[Run], roof: float, unit: Unit = "µs"
+        self, part: str, row: str, contestant: str, turns: Turns, roof: float, unit: Unit = "µs"
     ) -> Figure | Outcome:
         """roof: seconds. One that fails harms no other."""
         try:
-            seconds = self.watch.seconds(turns)
+            seconds = self.watch.seconds(turns())
         except (RuntimeError, ValueError, TypeError, NotImplementedError, ConfigError, AssertionError) as error:
             return Outcome(part=f"{part}, {row}: {contestant}", state="failed", why=f"{type(error).__name__}: {error}")
         scale = _UNITS[unit]
@@ -123,7 +130,7 @@ def _attention(bench: Bench, part: str, row: str, shape: Shape, step: Step, form
             True, None, 1.0, 1.0, 0,
         )  # fmt: skip
 
-    yield bench.time(part, row, OCTAVO, [ours(cache) for cache in caches], roof)
+    yield bench.time(part, row, OCTAVO, lambda: [ours(cache) for cache in caches], roof)
     demand = Demand(
         head_sizes=frozenset({shape.head_size}), sinks=False, dtype=bench.dtype, cache_dtype=cache_dtype,
         block_size=_BLOCK, arch=gpu(device).arch,
@@ -134,11 +141,14 @@ def _attention(bench: Bench, part: str, row: str, shape: Shape, step: Step, form
             library = choose(asked, demand, device, [step.rows] if step.new == 1 else [])
         except ConfigError:
             continue
-        library.plan(metadata)
-        runs: list[Run] = [partial(library.run, q_THD, cache, spec) for cache in caches]
-        yield bench.time(part, row, name, runs, roof)
+
+        def theirs(library: AttentionBackend = library) -> list[Run]:
+            library.plan(metadata)
+            return [partial(library.run, q_THD, cache, spec) for cache in caches]
+
+        yield bench.time(part, row, name, theirs, roof)
     if form == BF16:
-        yield bench.time(part, row, SDPA, _by_torch(bench, q_THD, shape, step, len(caches)), roof)
+        yield bench.time(part, row, SDPA, partial(_by_torch, bench, q_THD, shape, step, len(caches)), roof)
 
 
 def _by_torch(bench: Bench, q_THD: Tensor, shape: Shape, step: Step, layers: int) -> list[Run]:
@@ -151,19 +161,75 @@ def _by_torch(bench: Bench, q_THD: Tensor, shape: Shape, step: Step, layers: int
     return [partial(attend, key=k, value=v) for k, v in pairs]
 
 
-def products(bench: Bench, shape: Shape, rows: Sequence[int]) -> Found:
-    """A layer's matrices and the head in 16 bits."""
-    part = f"products of {shape.name}, {BF16.name}"
+def products(bench: Bench, shape: Shape, rows: Sequence[int], form: Format = BF16) -> Found:
+    """A layer's matrices, and in 16 bits the head."""
+    part = f"products of {shape.name}, {form.name}"
     for name, (outputs, inputs) in shape.matrices().items():
-        weights = [
-            bench.normal(outputs, inputs) * inputs**-0.5
-            for _ in range(min(bench.watch.copies(outputs * inputs * bench.dtype.itemsize), 8))
-        ]
+        if name == "head" and form != BF16:
+            continue
+        copies = min(bench.watch.copies(int(outputs * inputs * form.weight_bytes)), _MOST_MATRICES)
+        makers = _PRODUCTS[form](bench, (outputs, inputs), copies, name == "head")
         for count in rows:
             x_TK = bench.normal(count, inputs)
-            runs: list[Run] = [partial(bench.kernels.linear, x_TK, weight, None, name == "head") for weight in weights]
-            roof = product_seconds(count, (outputs, inputs), BF16, bench.ceilings)
-            yield bench.time(part, f"{name} × {count:,}", OCTAVO, runs, roof)
+            roof = product_seconds(count, (outputs, inputs), form, bench.ceilings)
+            for contestant, runs in makers.items():
+                yield bench.time(part, f"{name} × {count:,}", contestant, partial(runs, x_TK), roof)
+
+
+Runs = Callable[[Tensor], list[Run]]
+"""Products of these rows by each of some equal matrices."""
+
+
+def _dense(bench: Bench, matrix: tuple[int, int], copies: int, full: bool) -> dict[str, Runs]:
+    weights = [bench.normal(*matrix) * matrix[1] ** -0.5 for _ in range(copies)]
+    return {
+        OCTAVO: lambda x: [partial(bench.kernels.linear, x, each, None, full) for each in weights],
+        TORCH: lambda x: [partial(F.linear, x, each) for each in weights],
+    }
+
+
+def _four_bits(bench: Bench, matrix: tuple[int, int], copies: int, full: bool) -> dict[str, Runs]:
+    """Beside torch's product by weights in its own order."""
+    (outputs, inputs), device = matrix, bench.watch.device
+    packed = [torch.randint(256, (outputs, inputs // 2), dtype=torch.uint8, device=device) for _ in range(copies)]
+    scales, least = (bench.normal(outputs, inputs // _GROUP, dtype=torch.float16).abs() * 0.02 for _ in range(2))
+    both = torch.stack((scales, least), 2).transpose(0, 1).contiguous().to(torch.bfloat16)
+
+    def by_torch(x: Tensor) -> list[Run]:
+        orders = [torch._convert_weight_to_int4pack(each, _INNER_TILES) for each in packed]
+        return [partial(torch._weight_int4pack_mm, x.to(torch.bfloat16), each, _GROUP, both) for each in orders]
+
+    return {
+        OCTAVO: lambda x: [partial(bench.kernels.group_linear, x, each, scales, least, None, full) for each in packed],
+        **({TORCH: by_torch} if bench.beside_torch else {}),
+    }
+
+
+def _eight_bits(bench: Bench, matrix: tuple[int, int], copies: int, full: bool) -> dict[str, Runs]:
+    """Beside torch's product alone, which is given codes and need not find them."""
+    dtype = code_dtypes(bench.watch.device)[-1]
+    codes, scales = zip(*(quantize_rows(bench.normal(*matrix), dtype) for _ in range(copies)), strict=True)
+
+    def by_torch(x: Tensor) -> list[Run]:
+        x_codes, x_scale = quantize_rows(x, dtype)
+        multiply = partial(torch._scaled_mm, scale_a=x_scale.view(-1, 1), out_dtype=torch.bfloat16)
+        return [
+            partial(multiply, x_codes, each.t(), scale_b=scale.view(1, -1))
+            for each, scale in zip(codes, scales, strict=True)
+        ]
+
+    return {
+        OCTAVO: lambda x: [
+            partial(bench.kernels.scaled_linear, x, each, scale, None, full)
+            for each, scale in zip(codes, scales, strict=True)
+        ],
+        **({TORCH: by_torch} if bench.beside_torch and dtype is not torch.int8 else {}),
+    }
+
+
+_PRODUCTS: dict[Format, Callable[[Bench, tuple[int, int], int, bool], dict[str, Runs]]] = {
+    BF16: _dense, INT4: _four_bits, FP8: _eight_bits
+}  # fmt: skip
 
 
 def small_kernels(bench: Bench, shape: Shape, rows: Sequence[int]) -> Found:
@@ -171,7 +237,10 @@ def small_kernels(bench: Bench, shape: Shape, rows: Sequence[int]) -> Found:
     part = f"small kernels of {shape.name}"
     for count in rows:
         for name, (run, bytes_) in _small(bench, shape, count).items():
-            turns = [run() for _ in range(bench.watch.copies(bytes_))]
+
+            def turns(run: Callable[[], Run] = run, bytes_: int = bytes_) -> list[Run]:
+                return [run() for _ in range(bench.watch.copies(bytes_))]
+
             yield bench.time(part, f"{name} × {count:,}", OCTAVO, turns, bytes_ / bench.ceilings.bandwidth)
 
 
@@ -232,4 +301,4 @@ def draws(bench: Bench, vocabulary: int, rows: Sequence[int]) -> Found:
                 for each in logits
             ]
             roof = 4 * count * vocabulary / bench.ceilings.bandwidth
-            yield bench.time(f"drawing from {vocabulary:,}", f"{name} × {count:,}", OCTAVO, runs, roof)
+            yield bench.time(f"drawing from {vocabulary:,}", f"{name} × {count:,}", OCTAVO, partial(list, runs), roof)

@@ -82,7 +82,7 @@ def on_gpu() -> list[Part]:
         Part("8B fp8", 60, engine(LLAMA_8B, FP8, Work(decoding=decoding, prefills=(2048,)))),
         Part("8B bf16, no graphs", 60, engine(LLAMA_8B, BF16, Work(decoding=((1024, (1, 32)),)), graphs=False)),
         Part("1B bf16, no graphs", 45, engine(LLAMA_1B, BF16, Work(decoding=((1024, (1, 32)),)), graphs=False)),
-        Part("products", 45, lambda bench: kernels.products(bench, LLAMA_8B, (1, 16, 64, 256, 2048))),
+        Part("products", 45, partial(_products, shape=LLAMA_8B, rows=(1, 16, 64, 256, 2048))),
         Part("small kernels", 30, partial(_small, shape=LLAMA_8B, rows=(1, 256, 8192), draws=(1, 32, 256))),
         Part("vLLM 8B bf16", 150, _vllm(LLAMA_8B, BF16, Work(decoding=((1024, (1, 256)),), prefills=(2048,)))),
         Part("8B bf16 loads", 120, engine(LLAMA_8B, BF16, Work(loads=LOADS))),
@@ -98,7 +98,7 @@ def on_gpu() -> list[Part]:
 
 def on_cpu() -> list[Part]:
     tiny = replace(
-        QWEN_06B, name="tiny", layers=2, hidden=64, inner=128, heads=2, kv_heads=1, head_size=64, vocabulary=96
+        QWEN_06B, name="tiny", layers=2, hidden=128, inner=128, heads=2, kv_heads=1, head_size=64, vocabulary=96
     )
     work = Work(decoding=((70, (1, 2, 999)),), prefills=(16,), loads=(Load(3, 8, 4),), steps=2, repeats=1)
     small: dict[str, Any] = {"dtype": "float32", "device": "cpu"}
@@ -108,8 +108,10 @@ def on_cpu() -> list[Part]:
         Part("checks", 600, partial(check, sizes=sizes, dtypes=(torch.float16,))),
         Part("engine", 60, engine(tiny, BF16, work, **small)),
         Part("engine, no graphs", 60, engine(tiny, BF16, work, graphs=False, **small)),
+        Part("engine, int4", 60, engine(tiny, INT4, work, **small)),
+        Part("engine, fp8", 60, engine(tiny, FP8, work, **small)),
         Part("attention", 300, partial(_attention, shapes=(tiny,), decoding=((2, 20),), prefills=(5,))),
-        Part("products", 60, lambda bench: kernels.products(bench, tiny, (1, 3))),
+        Part("products", 60, partial(_products, shape=tiny, rows=(1, 3))),
         Part("small kernels", 60, partial(_small, shape=tiny, rows=(1, 3), draws=(1, 2))),
         Part("vLLM", 60, _vllm(tiny, FP8, work)),
         Part("transformers", 60, _transformers(tiny, replace(work, decoding=((8, (1, 2)),)))),
@@ -125,6 +127,11 @@ def _attention(
     for form in (BF16, FP8) if bench.watch.device.type != "cpu" else (BF16,):
         for shape in shapes:
             yield from kernels.attention(bench, shape, decoding, prefills if form == BF16 else (), form)
+
+
+def _products(bench: Bench, shape: Shape, rows: Sequence[int]) -> Found:
+    for form in (BF16, INT4, FP8):
+        yield from kernels.products(bench, shape, rows, form)
 
 
 def _small(bench: Bench, shape: Shape, rows: Sequence[int], draws: Sequence[int]) -> Found:

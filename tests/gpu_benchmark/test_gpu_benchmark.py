@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,10 +19,11 @@ import fake_attention_libraries
 
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import checks, machine, parts
+from benchmarks.gpu import kernels as model_kernels
 from benchmarks.gpu.figures import EAGER, OCTAVO, Figure, Outcome, Target, part_table, target_table
-from benchmarks.gpu.kernels import FLASH_INFER, SDPA
+from benchmarks.gpu.kernels import FLASH_INFER, SDPA, TORCH
 from benchmarks.gpu.report import MARK, Report
-from benchmarks.gpu.roofline import Ceilings
+from benchmarks.gpu.roofline import FP8, INT4, LLAMA_1B, Ceilings
 from benchmarks.gpu.stopwatch import CudaStopwatch
 from octavo.kernels.triton import attention, kernels
 
@@ -96,12 +98,21 @@ def test_a_failing_check_harms_no_other(monkeypatch: pytest.MonkeyPatch) -> None
     assert any(isinstance(each, Figure) and each.row.startswith("lay_out") for each in found)
 
 
-@pytest.mark.parametrize(("name", "contestant"), [("engine", OCTAVO), ("engine, no graphs", EAGER)])
+@pytest.mark.parametrize(
+    ("name", "contestant"), [("engine", OCTAVO), ("engine, no graphs", EAGER), ("engine, int4", OCTAVO)]
+)
 def test_engines(name: str, contestant: str) -> None:
     figures, _ = run(name)
     assert [each.row for each in figures] == ["decode 1 × 70", "decode 2 × 70", "prefill 16", "offline 8/4"]
     assert {each.contestant for each in figures} == {contestant}
     assert all(each.value > 0 and each.roof for each in figures)
+
+
+def test_an_engine_that_cannot_be_here_is_told() -> None:
+    figures, outcome = run("engine, fp8")
+    assert not figures
+    assert outcome.state == "not here"
+    assert "fp8" in outcome.why
 
 
 def test_attention_beside_the_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,6 +127,30 @@ def test_kernels_alone(name: str) -> None:
     figures, outcome = run(name)
     assert outcome.state == "done"
     assert all(each.value > 0 and each.roof for each in figures)
+
+
+def test_products_by_few_bits_beside_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its operations for GPUs are played: that they are given what fits together is seen by their shapes."""
+
+    def four_bits(x: Any, order: Any, group: int, scales_and_zeros: Any) -> Any:
+        assert x.dtype is scales_and_zeros.dtype is torch.bfloat16
+        assert scales_and_zeros.shape == (x.size(1) // group, len(order), 2)
+        assert order.size(1) * 2 == x.size(1)
+
+    def eight_bits(x: Any, y: Any, scale_a: Any, scale_b: Any, out_dtype: Any) -> Any:
+        assert x.dtype is y.dtype is torch.float8_e4m3fn
+        assert (scale_a.shape, scale_b.shape) == ((len(x), 1), (1, y.size(1)))
+        assert y.stride(0) == 1
+
+    monkeypatch.setattr(torch, "_convert_weight_to_int4pack", lambda codes, tiles: codes)
+    monkeypatch.setattr(torch, "_weight_int4pack_mm", four_bits)
+    monkeypatch.setattr(torch, "_scaled_mm", eight_bits)
+    monkeypatch.setattr(model_kernels, "code_dtypes", lambda device: [torch.int8, torch.float8_e4m3fn])
+    ours = SimpleNamespace(group_linear=lambda *arguments: None, scaled_linear=lambda *arguments: None)
+    with_ = replace(command.bench(HERE, KNOWN), beside_torch=True, kernels=ours)  # type: ignore[arg-type]
+    for form in (INT4, FP8):
+        found = list(model_kernels.products(with_, LLAMA_1B, (3,), form))
+        assert [each.contestant for each in found if isinstance(each, Figure)] == [OCTAVO, TORCH] * 4
 
 
 class FakeVllm:
