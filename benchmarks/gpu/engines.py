@@ -31,7 +31,7 @@ _SETTLING = 5  # steps before any is timed: graphs are captured meanwhile
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What to measure, the most important first."""
+    """What to measure, in this order."""
 
     decoding: tuple[tuple[int, tuple[int, ...]], ...] = ()  # a context, and numbers of sequences
     prefills: tuple[int, ...] = ()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from octavo.kernels.draws import DeviceDraws
 from octavo.kernels.ops import Kernels
 from octavo.kernels.reference import quantize_rows
 from octavo.kernels.triton.gpu import gpu
-from octavo.layers.attention.backend import AttentionBackend, AttentionMetadata, AttentionSpec, LayerCache
+from octavo.layers.attention.backend import AttentionMetadata, AttentionSpec, LayerCache
 from octavo.layers.attention.choice import Demand, choose
 
 from .checks import code_dtypes
@@ -41,7 +42,6 @@ from .roofline import (
 from .stopwatch import Run, Stopwatch
 
 FLASH_INFER, FLASH_ATTENTION, SDPA, TORCH = "FlashInfer", "FlashAttention", "SDPA", "torch"
-_LIBRARIES = {FLASH_INFER: "flashinfer", FLASH_ATTENTION: "flash_attn"}
 _BLOCK = 16
 _GROUP = 128  # weights of 4 bits that share a scale
 _INNER_TILES = 8  # of torch's order of such weights
@@ -106,59 +106,90 @@ class Step:
 def attention(
     bench: Bench, shape: Shape, decoding: Sequence[tuple[int, int]], prefills: Sequence[int], form: Format = BF16
 ) -> Found:
-    """decoding: sequences, and their contexts."""
-    part = f"attention of {shape.name}, {form.name}"
-    for sequences, context in decoding:
-        step = Step(sequences, 1, context)
-        roof = decode_attention_seconds(shape, form, sequences, context, bench.ceilings)
-        yield from _attention(bench, part, f"decode {sequences} × {context:,}", shape, step, form, roof)
-    for tokens in prefills:
-        roof = prefill_attention_seconds(shape, tokens, bench.ceilings)
-        yield from _attention(bench, part, f"prefill {tokens:,}", shape, Step(1, tokens, tokens), form, roof)
+    """decoding: sequences, and their contexts. One contestant after the other: some compile for a minute first."""
+    steps = {f"decode {rows} × {context:,}": Step(rows, 1, context) for rows, context in decoding}
+    steps |= {f"prefill {tokens:,}": Step(1, tokens, tokens) for tokens in prefills}
+    for name, turns in _ATTENDING.items():
+        if name == SDPA and form != BF16:
+            continue
+        for row, step in steps.items():
+            if step.new == 1:
+                roof = decode_attention_seconds(shape, form, step.rows, step.context, bench.ceilings)
+            else:
+                roof = prefill_attention_seconds(shape, step.new, bench.ceilings)
+            dtype = torch.float8_e4m3fn if form == FP8 else bench.dtype
+            asked = Asked(bench, shape, step, dtype)
+            if (runs := turns(asked)) is not None:
+                yield bench.time(f"attention of {shape.name}, {form.name}", row, name, runs, roof)
 
 
-def _attention(bench: Bench, part: str, row: str, shape: Shape, step: Step, form: Format, roof: float) -> Found:
+class Asked(NamedTuple):
+    bench: Bench
+    shape: Shape
+    step: Step
+    cache_dtype: torch.dtype
+
+    def queries(self) -> Tensor:
+        return self.bench.normal(self.step.rows * self.step.new, self.shape.heads, self.shape.head_size)
+
+
+def _ours(asked: Asked) -> Turns:
+    def turns() -> list[Run]:
+        bench, shape, q_THD = asked.bench, asked.shape, asked.queries()
+        step = asked.step.metadata(bench.watch.device)
+        return [
+            partial(
+                bench.kernels.paged_attention, q_THD, cache.k, cache.v, step.query_start, step.seq_lens,
+                step.block_tables, shape.head_size**-0.5, 0, 0.0, True, None, 1.0, 1.0, 0,
+            )
+            for cache in asked.step.caches(bench, shape, asked.cache_dtype)
+        ]  # fmt: skip
+
+    return turns
+
+
+def _library(backend: str, asked: Asked) -> Turns | None:
+    bench, shape = asked.bench, asked.shape
     device = bench.watch.device
-    q_THD = bench.normal(step.rows * step.new, shape.heads, shape.head_size)
-    cache_dtype = torch.float8_e4m3fn if form == FP8 else bench.dtype
-    metadata, caches = step.metadata(device), step.caches(bench, shape, cache_dtype)
-    scale = shape.head_size**-0.5
-
-    def ours(cache: LayerCache) -> Run:
-        return lambda: bench.kernels.paged_attention(
-            q_THD, cache.k, cache.v, metadata.query_start, metadata.seq_lens, metadata.block_tables, scale, 0, 0.0,
-            True, None, 1.0, 1.0, 0,
-        )  # fmt: skip
-
-    yield bench.time(part, row, OCTAVO, lambda: [ours(cache) for cache in caches], roof)
     demand = Demand(
-        head_sizes=frozenset({shape.head_size}), sinks=False, dtype=bench.dtype, cache_dtype=cache_dtype,
+        head_sizes=frozenset({shape.head_size}), sinks=False, dtype=bench.dtype, cache_dtype=asked.cache_dtype,
         block_size=_BLOCK, arch=gpu(device).arch,
     )  # fmt: skip
-    spec = AttentionSpec(scale=scale)
-    for name, asked in _LIBRARIES.items():
-        try:
-            library = choose(asked, demand, device, [step.rows] if step.new == 1 else [])
-        except ConfigError:
-            continue
+    try:
+        library = choose(backend, demand, device, [asked.step.rows] if asked.step.new == 1 else [])
+    except ConfigError:
+        return None
 
-        def theirs(library: AttentionBackend = library) -> list[Run]:
-            library.plan(metadata)
-            return [partial(library.run, q_THD, cache, spec) for cache in caches]
+    def turns() -> list[Run]:
+        q_THD, spec = asked.queries(), AttentionSpec(scale=shape.head_size**-0.5)
+        library.plan(asked.step.metadata(device))
+        caches = asked.step.caches(bench, shape, asked.cache_dtype)
+        return [partial(library.run, q_THD, cache, spec) for cache in caches]
 
-        yield bench.time(part, row, name, theirs, roof)
-    if form == BF16:
-        yield bench.time(part, row, SDPA, partial(_by_torch, bench, q_THD, shape, step, len(caches)), roof)
+    return turns
 
 
-def _by_torch(bench: Bench, q_THD: Tensor, shape: Shape, step: Step, layers: int) -> list[Run]:
+def _sdpa(asked: Asked) -> Turns:
     """Of keys that lie side by side: torch knows no pages."""
-    q_RHTD = q_THD.view(step.rows, step.new, shape.heads, shape.head_size).transpose(1, 2)
-    size = (step.rows, shape.kv_heads, step.context, shape.head_size)
-    pairs = [(bench.normal(*size), bench.normal(*size)) for _ in range(layers)]
-    causal = step.new > 1
-    attend = partial(F.scaled_dot_product_attention, q_RHTD, is_causal=causal, enable_gqa=True)
-    return [partial(attend, key=k, value=v) for k, v in pairs]
+
+    def turns() -> list[Run]:
+        bench, shape, step = asked.bench, asked.shape, asked.step
+        q_RHTD = asked.queries().view(step.rows, step.new, shape.heads, shape.head_size).transpose(1, 2)
+        size = (step.rows, shape.kv_heads, step.context, shape.head_size)
+        bytes_ = 2 * q_RHTD.element_size() * step.rows * shape.kv_heads * step.context * shape.head_size
+        layers = min(bench.watch.copies(bytes_), _MOST_LAYERS)
+        attend = partial(F.scaled_dot_product_attention, q_RHTD, is_causal=step.new > 1, enable_gqa=True)
+        return [partial(attend, key=bench.normal(*size), value=bench.normal(*size)) for _ in range(layers)]
+
+    return turns
+
+
+_ATTENDING: dict[str, Callable[[Asked], Turns | None]] = {
+    OCTAVO: _ours,
+    FLASH_ATTENTION: partial(_library, "flash_attn"),
+    SDPA: _sdpa,
+    FLASH_INFER: partial(_library, "flashinfer"),
+}
 
 
 def products(bench: Bench, shape: Shape, rows: Sequence[int], form: Format = BF16) -> Found:

@@ -70,24 +70,25 @@ def engine(shape: Shape, form: Format, work: Work, graphs: bool = True, **argume
 def on_gpu() -> list[Part]:
     decoding = ((1024, BATCHES),)
     both = ((1024, BATCHES), (4096, (1, 8, 32, 128)))
-    sixteen = (torch.bfloat16, torch.float16)
+    more = (torch.bfloat16, torch.float16, torch.float32)
     parts = [
-        Part("ceilings", 30, lambda bench: ceilings.measure(bench.watch, 8192, 1 << 30)),
-        Part("checks", 100, partial(check, sizes=checks.Sizes(), dtypes=(*sixteen, torch.float32))),
-        Part("8B bf16", 90, engine(LLAMA_8B, BF16, Work(decoding=decoding, prefills=(2048, 512, 8192)))),
-        Part("1B bf16", 60, engine(LLAMA_1B, BF16, Work(decoding=decoding, prefills=(2048,)))),
-        Part("attention", 60, partial(_attention, shapes=(LLAMA_8B, LLAMA_1B))),
-        Part("8B int4", 60, engine(LLAMA_8B, INT4, Work(decoding=((1024, (1, 8, 32)),)))),
-        Part("8B fp8 load", 90, engine(LLAMA_8B, FP8, Work(loads=(MIXED,)))),
-        Part("8B fp8", 60, engine(LLAMA_8B, FP8, Work(decoding=decoding, prefills=(2048,)))),
-        Part("8B bf16, no graphs", 60, engine(LLAMA_8B, BF16, Work(decoding=((1024, (1, 32)),)), graphs=False)),
-        Part("1B bf16, no graphs", 45, engine(LLAMA_1B, BF16, Work(decoding=((1024, (1, 32)),)), graphs=False)),
-        Part("products", 45, partial(_products, shape=LLAMA_8B, rows=(1, 16, 64, 256, 2048))),
-        Part("small kernels", 30, partial(_small, shape=LLAMA_8B, rows=(1, 256, 8192), draws=(1, 32, 256))),
-        Part("vLLM 8B bf16", 150, _vllm(LLAMA_8B, BF16, Work(decoding=((1024, (1, 256)),), prefills=(2048,)))),
-        Part("8B bf16 loads", 120, engine(LLAMA_8B, BF16, Work(loads=LOADS))),
-        Part("vLLM 8B fp8 load", 150, _vllm(LLAMA_8B, FP8, Work(loads=(MIXED,)))),
-        Part("transformers 1B", 60, _transformers(LLAMA_1B, Work(decoding=((1024, (1, 32)),), prefills=(2048,)))),
+        Part("ceilings", 60, lambda bench: ceilings.measure(bench.watch, 8192, 1 << 30)),
+        Part("checks", 150, partial(check, sizes=checks.Sizes(), dtypes=(torch.bfloat16,))),
+        Part("8B bf16", 180, engine(LLAMA_8B, BF16, Work(decoding=decoding, prefills=(2048, 512, 8192)))),
+        Part("1B bf16", 120, engine(LLAMA_1B, BF16, Work(decoding=decoding, prefills=(2048,)))),
+        Part("attention", 120, partial(_attention, shapes=(LLAMA_8B,))),
+        Part("8B int4", 120, engine(LLAMA_8B, INT4, Work(decoding=((1024, (1, 8, 32)),)))),
+        Part("8B fp8", 180, engine(LLAMA_8B, FP8, Work(loads=(MIXED,), decoding=decoding, prefills=(2048,)))),
+        Part("8B bf16, no graphs", 90, engine(LLAMA_8B, BF16, Work(decoding=((1024, (1, 32)),)), graphs=False)),
+        Part("1B bf16, no graphs", 60, engine(LLAMA_1B, BF16, Work(decoding=((1024, (1, 32)),)), graphs=False)),
+        Part("products", 90, partial(_products, shape=LLAMA_8B, rows=(1, 16, 64, 256, 2048))),
+        Part("small kernels", 60, partial(_small, shape=LLAMA_8B, rows=(1, 256, 8192), draws=(1, 32, 256))),
+        Part("vLLM 8B bf16", 200, _vllm(LLAMA_8B, BF16, Work(decoding=((1024, (1, 256)),), prefills=(2048,)))),
+        Part("8B bf16 loads", 180, engine(LLAMA_8B, BF16, Work(loads=LOADS))),
+        Part("vLLM 8B fp8 load", 200, _vllm(LLAMA_8B, FP8, Work(loads=(MIXED,)))),
+        Part("transformers 1B", 90, _transformers(LLAMA_1B, Work(decoding=((1024, (1, 32)),), prefills=(2048,)))),
+        Part("attention of 1B", 120, partial(_attention, shapes=(LLAMA_1B,))),
+        Part("more checks", 600, partial(check, sizes=checks.MORE, dtypes=more)),
     ]
     for shape in (LLAMA_8B, QWEN_8B, LLAMA_1B, QWEN_06B):
         for form in (BF16, FP8, INT4):
