@@ -73,8 +73,8 @@ MODEL = "[models.a]\nsource = 'x'\n"
         ("nonsense [", "octavo.toml: "),
         ("[model.a]\nsource = 'x'\n", "there is no 'model'; did you mean models?"),
         (
-            MODEL + "kv_cache = '1GiB'\n",
-            "model a: there is no 'kv_cache'; did you mean kv_cache_memory? There may be: alias",
+            MODEL + "kv_cache_mem = '1GiB'\n",
+            "model a: there is no 'kv_cache_mem'; did you mean kv_cache_memory? There may be: alias",
         ),
         (MODEL + "model = 'y'\n", "model a: there is no 'model'"),
         (MODEL + "kv_cache_memory = 'much'\n", "model a: 'much' is not a number"),
