@@ -53,14 +53,16 @@ class Budget:
         )
 
 
-def measure(device: Device, free_before: int, rehearse: Callable[[], int], config: EngineConfig) -> Budget:
-    """free_before: bytes, when nothing of the model was there. rehearse: computes the largest steps and forgets them;
-    the bytes that graphs will take. Raises ConfigError where the steps find no room.
+def measure(
+    device: Device, free_before: int, weights: int, rehearse: Callable[[], int], config: EngineConfig
+) -> Budget:
+    """free_before: bytes, when nothing of the model was there. weights: bytes that it takes. rehearse: computes the
+    largest steps and forgets them; the bytes that graphs will take. Raises ConfigError where the steps find no room.
     """
     device.synchronize()
     device.empty_cache()
     device.reset_peak()
-    weights = device.peak()  # nothing else is there
+    held = device.peak()  # the weights, and what else this process has there
     try:
         graphs = rehearse()
         device.synchronize()
@@ -70,7 +72,7 @@ def measure(device: Device, free_before: int, rehearse: Callable[[], int], confi
             f"a step as large as --max-num-batched-tokens and --max-num-seqs allow finds no room beside the weights "
             f"({_gib(weights)}) in {_gib(total)}, of which {_gib(free)} are free. {_advice(config)}"
         ) from None
-    activations = device.peak() - weights
+    activations = device.peak() - held
     device.empty_cache()
     free, total = device.memory()
     return Budget(

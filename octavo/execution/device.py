@@ -38,6 +38,16 @@ class Graph(Protocol):
         """Enqueue again what was captured: the same operations on the same memory."""
 
 
+class GraphPool(Protocol):
+    """Memory that graphs share. Once all that were captured into it are gone, nothing more can be."""
+
+    def capture(self, run: Callable[[], None]) -> Graph:
+        """What `run` enqueues, without executing it. It must have run once before, and may neither wait nor look at
+        a value; of its results only those that it copied to memory from outside outlive the next replay of any graph
+        of the pool. Raises RuntimeError; then what is enqueued next runs as if this had not been tried."""
+        ...
+
+
 class Device(Protocol):
     torch: torch.device
     uuid: str  # as the driver's tools know it
@@ -53,11 +63,7 @@ class Device(Protocol):
 
     def event(self) -> Event: ...
 
-    def capture(self, run: Callable[[], None]) -> Graph:
-        """What `run` enqueues, without executing it. It must have run once before, and may neither wait nor look at
-        a value; what it allocates lies in a pool of all captured graphs, so no result but those that it copied to
-        memory from outside outlives the next replay."""
-        ...
+    def graph_pool(self) -> GraphPool: ...
 
     def memory(self) -> tuple[int, int]:
         """Bytes free and in all, whoever uses the rest."""
@@ -103,7 +109,6 @@ class CudaDevice:
         self.uuid = f"GPU-{properties.uuid}"
         self.multiprocessors = properties.multi_processor_count
         self.fp8 = capability >= ((9, 4) if amd else (8, 9))
-        self._pool = torch.cuda.graph_pool_handle()
 
     def use(self) -> None:
         torch.cuda.set_device(self.torch)
@@ -114,11 +119,8 @@ class CudaDevice:
     def event(self) -> Event:
         return torch.cuda.Event()  # type: ignore[no-untyped-call]
 
-    def capture(self, run: Callable[[], None]) -> Graph:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            run()
-        return graph
+    def graph_pool(self) -> GraphPool:
+        return _CudaGraphPool(self.torch)
 
     def memory(self) -> tuple[int, int]:
         return torch.cuda.mem_get_info(self.torch)
@@ -135,6 +137,23 @@ class CudaDevice:
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.torch)
+
+
+class _CudaGraphPool:
+    """With a stream of its own to capture on: what libraries keep for that stream lies in the pool and goes with it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._handle = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def capture(self, run: Callable[[], None]) -> Graph:
+        graph = torch.cuda.CUDAGraph()
+        with (
+            torch.cuda.stream(self._stream),  # torch.cuda.graph stays on it where a capture fails
+            torch.cuda.graph(graph, pool=self._handle, stream=self._stream, capture_error_mode="thread_local"),
+        ):
+            run()
+        return graph
 
 
 def choose_device(name: str) -> torch.device:

@@ -151,6 +151,7 @@ class Captured:
         self._eager = Eager(model, attention, caches)
         self._attention = attention
         self._device = device
+        self._pool = device.graph_pool()
         self._sizes = sorted(sizes)
         self._context = context
         self._graphs: dict[int, Graph] = {}
@@ -191,8 +192,8 @@ class Captured:
         try:
             graph, bytes_ = self._captured(batch)
         except RuntimeError as error:  # torch has no narrower one
-            logger.warning("steps go on op by op, as they cannot be captured as graphs: %s", error)
-            self._sizes = []
+            logger.warning("steps of %d sequences, and others, cannot be captured as graphs: %s", rows, error)
+            self._sizes = sorted(self._graphs)  # those go on as they are
             return
         self._graphs[rows], self.taken[rows] = graph, bytes_
         logger.info(
@@ -211,7 +212,7 @@ class Captured:
         self._device.empty_cache()
         before, _ = self._device.memory()
         self._attention.plan(batch.metadata)
-        graph = self._device.capture(run)
+        graph = self._pool.capture(run)
         return graph, max(before - self._device.memory()[0], 0)
 
     def reserve(self) -> int:

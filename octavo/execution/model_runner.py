@@ -106,6 +106,29 @@ class ModelRunner:
     @torch.inference_mode()
     def submit(self, plan: StepPlan) -> Pending:
         """Begin a step, behind those begun before. Its result may be awaited in another thread."""
+        if (step := self._take_in(plan)) is None:
+            return Computed(StepResult(plan.step, []))
+        # Whatever happens to this step from here on, tables and copied blocks are right for those to come.
+        try:
+            pending = self._completion.pending(self._compute(step))
+        except torch.OutOfMemoryError as error:
+            return Computed(_out_of_memory(plan, error))
+        self._graph.prepare()
+        return pending
+
+    @torch.inference_mode()
+    def rehearse(self, plan: StepPlan) -> None:
+        """Compute a step whose results nobody wants. Raises torch.OutOfMemoryError."""
+        if (step := self._take_in(plan)) is not None:
+            self._completion.pending(self._compute(step)).result()
+            self._graph.prepare()
+
+    def graphs_reserve(self) -> int:
+        """Bytes that graphs will take, as far as steps so far tell."""
+        return self._graph.reserve()
+
+    def _take_in(self, plan: StepPlan) -> _Step | None:
+        """Do all that the plan says but compute; None: nothing is to be computed."""
         self._completion.begin()
         for sequence_id in plan.removed:
             (self._pooler if sequence_id in self._pooler else self._sampler).remove(sequence_id)
@@ -115,20 +138,7 @@ class ModelRunner:
         self._cache.swap_out(plan.swaps_out)
         self._cache.swap_in(plan.swaps_in)
         self._cache.copy(plan.copies)
-        if not plan.rows:
-            return Computed(StepResult(plan.step, []))
-        step = self._lay_out(plan)
-        # Whatever happens to this step from here on, tables and copied blocks are right for those to come.
-        try:
-            pending = self._completion.pending(self._compute(step))
-        except torch.OutOfMemoryError as error:
-            return Computed(_out_of_memory(plan, error))
-        self._graph.prepare()
-        return pending
-
-    def graphs_reserve(self) -> int:
-        """Bytes that graphs will take, as far as steps so far tell."""
-        return self._graph.reserve()
+        return self._lay_out(plan) if plan.rows else None
 
     def _lay_out(self, plan: StepPlan) -> _Step:
         rows = plan.rows

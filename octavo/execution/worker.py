@@ -180,7 +180,8 @@ class Worker:
         return graph_sizes(self._config.scheduler.max_num_seqs, execution.cudagraph_capture_sizes)
 
     def _budget(self, accelerator: Device, free_before: int) -> Budget:
-        budget = measure(accelerator, free_before, self._rehearse, self._config)
+        assert self._model is not None
+        budget = measure(accelerator, free_before, weight_bytes(self._model), self._rehearse, self._config)
         logger.info("memory of %s, %s: %s", self._device, accelerator.uuid, budget)
         return budget
 
@@ -196,7 +197,7 @@ class Worker:
         for plan in largest_steps(
             self._config.scheduler, context, block_size, draws=draws, whole_prompts=whole, decoding=sorted(decoding)
         ):
-            runner.submit(plan).result()
+            runner.rehearse(plan)
         return runner.graphs_reserve()
 
     def _log(self, seconds: float) -> None:

@@ -79,6 +79,20 @@ class FakeGraph:
             each.fill_(torch.nan if each.is_floating_point() else -1)
 
 
+class FakePool:
+    def __init__(self, device: FakeDevice) -> None:
+        self._device = device
+        self._graphs: WeakSet[FakeGraph] | None = None
+
+    def capture(self, run: Callable[[], None]) -> FakeGraph:
+        if self._graphs is not None and not self._graphs:
+            raise Misuse("a capture into a pool whose graphs are gone")
+        graph = self._device._capture(run)
+        self._graphs = self._graphs or WeakSet()
+        self._graphs.add(graph)
+        return graph
+
+
 class FakeDevice:
     torch = torch.device("cpu")
     uuid = "GPU-none"
@@ -105,7 +119,10 @@ class FakeDevice:
     def event(self) -> FakeEvent:
         return FakeEvent(self)
 
-    def capture(self, run: Callable[[], None]) -> FakeGraph:
+    def graph_pool(self) -> FakePool:
+        return FakePool(self)
+
+    def _capture(self, run: Callable[[], None]) -> FakeGraph:
         self._refuse("a capture")
         graph = FakeGraph(self)
         self._capturing = True

@@ -17,7 +17,9 @@ from octavo.errors import ConfigError
 from octavo.execution.budget import Budget, measure
 from octavo.execution.kv_cache import bytes_per_block
 from octavo.execution.rehearsal import largest_steps
+from octavo.execution.stowed import weight_bytes
 from octavo.execution.worker import Worker
+from octavo.models.decoder import Decoder
 
 MIB = 2**20
 ROOMY = Budget(
@@ -66,8 +68,10 @@ def config(**arguments: object) -> EngineConfig:
     return EngineConfig.of(**arguments)
 
 
-def test_what_is_measured_is_weights_libraries_and_the_most_of_a_step() -> None:
+@pytest.mark.parametrize("in_process", [0, 200], ids=["alone", "beside other tensors of the process"])
+def test_what_is_measured_is_weights_libraries_and_the_most_of_a_step(in_process: int) -> None:
     device = Ledger(1000, others=100)
+    device.take(in_process)
     device.take(300)  # the weights
 
     def rehearse() -> int:
@@ -78,8 +82,8 @@ def test_what_is_measured_is_weights_libraries_and_the_most_of_a_step() -> None:
         device.kept = 20  # a library keeps it
         return 30
 
-    budget = measure(device, 900, rehearse, config())
-    assert budget == Budget(total=1000, free=580, weights=300, libraries=20, activations=50, graphs=30)
+    budget = measure(device, 900 - in_process, 300, rehearse, config())
+    assert budget == Budget(total=1000, free=580 - in_process, weights=300, libraries=20, activations=50, graphs=30)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +116,22 @@ def test_a_step_that_finds_no_room_says_what_to_lower() -> None:
     device = Ledger(1000)
     device.take(900)
     with pytest.raises(ConfigError, match="--max-num-batched-tokens 2048"):
-        measure(device, 1000, lambda: device.take(200) or 0, config())
+        measure(device, 1000, 900, lambda: device.take(200) or 0, config())
+
+
+def test_a_rehearsal_that_finds_no_memory_is_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While serving, such a step ends its requests and nothing more: here it would be taken for a small one."""
+    shape = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 70, "max_position_embeddings": 128}
+    (tmp_path / "config.json").write_text(json.dumps({**shape, **heads}))
+    settings = config(model=str(tmp_path), load_format="dummy", dtype="float32", max_num_batched_tokens=64)
+
+    def full(*_: object) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Decoder, "logits", full)
+    with pytest.raises(ConfigError, match=r"finds no room beside the weights.*--max-num-batched-tokens 64"):
+        Worker(settings, resolve(settings.model), FakeDevice(10 * MIB))
 
 
 @pytest.mark.parametrize("whole_prompts", [False, True])
@@ -152,7 +171,7 @@ def test_a_worker_gives_the_cache_what_its_rehearsal_leaves(
     assert worker.capacity.gpus == ["GPU-none"]
     if family == "llama":
         graphs = 3 * MIB  # of 1, 2 and 4 sequences
-        room = int(10 * MIB * 0.92) - graphs
+        room = int(10 * MIB * 0.92) - weight_bytes(worker._model) - graphs
         assert worker.capacity.num_blocks == room // bytes_per_block(specs, 16, torch.float32)
         assert worker.capacity.max_model_len == 128
     assert "activations of the largest step" in caplog.text

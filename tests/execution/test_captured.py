@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from fake_device import FakeDevice
+from fake_device import FakeDevice, FakePool
 from torch import Tensor
 
 from octavo.execution.batch import Batch
@@ -108,16 +108,32 @@ def test_steps_are_filled_up_to_a_size() -> None:
 def test_what_cannot_be_captured_runs_op_by_op(caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:
     steps = Steps([2, 4])
 
-    def fail(_: object) -> None:
+    def fail() -> None:
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(steps.device, "capture", fail)
+    monkeypatch.setattr(FakePool, "capture", lambda *_: fail())
     with caplog.at_level(logging.WARNING):
         for _ in range(4):
             steps.step([1, 2])
             steps.step([1, 2, 3, 4])
     assert caplog.text.count("cannot be captured") == 1
     assert steps.captured.padded(3, 3) == 3, "nothing is filled up any more"
+
+
+def test_graphs_outlive_a_failed_capture(monkeypatch: Any) -> None:
+    steps = Steps([2, 4])
+    for _ in range(2):
+        steps.step([1, 2])
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(FakePool, "capture", full)
+    for _ in range(3):
+        steps.step([1, 2, 3, 4])
+    steps.step([1, 2])
+    assert (steps.device.captures, steps.device.replays) == (1, 1)
+    assert [steps.captured.padded(rows, rows) for rows in (1, 3)] == [2, 3]
 
 
 def test_memory_that_graphs_take_is_measured_and_foretold(caplog: pytest.LogCaptureFixture) -> None:

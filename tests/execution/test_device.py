@@ -41,7 +41,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     there(monkeypatch, H100)
     for name, answer in {
         "set_device": None,
-        "graph_pool_handle": "pool",
         "mem_get_info": (3, 4),
         "max_memory_allocated": 5,
         "reset_peak_memory_stats": None,
@@ -92,28 +91,39 @@ def test_pinned_memory_and_events(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("calls")
-def test_graphs_share_a_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphs_of_a_pool_share_its_memory_and_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[Any] = []
+    current = ["default"]
 
     @contextmanager
-    def graph(captured: object, pool: object, capture_error_mode: str) -> Iterator[None]:
-        said.append((captured, pool, capture_error_mode))
+    def stream(name: str) -> Iterator[None]:
+        before, current[0] = current[0], name
+        try:
+            yield
+        finally:
+            current[0] = before
+
+    @contextmanager
+    def graph(_: object, pool: str, stream: str, capture_error_mode: str) -> Iterator[None]:
+        current[0] = stream  # torch goes back to the one before only if all went well
+        said.append((pool, stream, capture_error_mode))
         yield
         said.append("end")
 
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: f"graph {len(said)}")
+    names = iter("ABCD")
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
     monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: next(names))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(names))
     opened = CudaDevice(torch.device("cuda"))
-    assert opened.capture(lambda: said.append("run")) == "graph 0"
-    assert opened.capture(lambda: said.append("run")) == "graph 3"
-    assert said == [
-        ("graph 0", "pool", "thread_local"),
-        "run",
-        "end",
-        ("graph 3", "pool", "thread_local"),
-        "run",
-        "end",
-    ]
+    first, second = opened.graph_pool(), opened.graph_pool()
+    first.capture(lambda: said.append("run"))
+    first.capture(lambda: said.append("run"))
+    with pytest.raises(ZeroDivisionError):
+        second.capture(lambda: 1 // 0)  # type: ignore[arg-type,return-value]
+    assert said == 2 * [("A", "B", "thread_local"), "run", "end"] + [("C", "D", "thread_local")]
+    assert current == ["default"]
 
 
 @pytest.mark.usefixtures("calls")

@@ -47,7 +47,7 @@ def test_a_graph_is_what_was_captured() -> None:
         y = (x * factor).view(3, 1)
         out.copy_(y[:, 0] + 1)
 
-    graph = device.capture(run)
+    graph = device.graph_pool().capture(run)
     factor, out[:] = 100.0, 0.0
     x[:] = torch.tensor([1.0, 2.0, 3.0])
     graph.replay()
@@ -58,4 +58,4 @@ def test_a_graph_is_what_was_captured() -> None:
 def test_no_capture_waits(wait) -> None:
     device, x = FakeDevice(), torch.ones(3)
     with pytest.raises(Misuse, match="captured"):
-        device.capture(lambda: wait(x, device))
+        device.graph_pool().capture(lambda: wait(x, device))

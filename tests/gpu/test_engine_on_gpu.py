@@ -100,7 +100,7 @@ def test_a_device_does_what_its_fake_does() -> None:
         out.copy_(x * 2)
 
     double()
-    graph = device.capture(double)
+    graph = device.graph_pool().capture(double)
     x.fill_(3)
     assert out.tolist() == [2.0] * 4, "capturing executes nothing"
     graph.replay()
