@@ -156,6 +156,7 @@ class VersionStatus(Struct, kw_only=True):
 
     version: int
     state: State
+    asleep: bool  # sent to sleep, so that it answers nothing until it is woken
     since: float
     reason: str | None  # why it failed
     source: str | None  # None: the embedded model

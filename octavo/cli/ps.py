@@ -52,7 +52,7 @@ def _row(model: Mapping[str, Any], version: Mapping[str, Any], now: float) -> tu
     return (
         model["name"],
         str(version["version"]),
-        version["state"],
+        "asleep" if version.get("asleep") else version["state"],
         "?" if memory is None else size(memory),
         str(version["requests"]),
         str(version["waiting"]),

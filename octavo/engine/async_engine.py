@@ -269,11 +269,11 @@ class AsyncLLMEngine:
             if self.is_sleeping:
                 return
             await self._finish_all()
-            logger.info("falling asleep, level %d", level)
+            logger.info("%s falls asleep, level %d", self.checkpoint.name, level)
             self._slumber.tell(asleep=True)
             self._supervisor.send(Sleep(level))
             await self._slumber.obeyed()
-            logger.info("asleep")
+            logger.info("%s is asleep", self.checkpoint.name)
 
     async def _finish_all(self) -> None:
         """Let nobody in; until the core is there and has nothing to do. Raises EngineDead."""
@@ -297,12 +297,12 @@ class AsyncLLMEngine:
             await self._slumber.settled()
             if not self.is_sleeping:
                 return
-            logger.info("waking up")
+            logger.info("%s wakes up", self.checkpoint.name)
             self._slumber.tell(asleep=False)
             if self._supervisor.up:
                 self._supervisor.send(Wake())
             await self._slumber.obeyed()
-            logger.info("awake")
+            logger.info("%s is awake", self.checkpoint.name)
 
     def rest(self, answer: Rested) -> None:
         self._slumber.answer(None if answer.failed is None else answer.failed.exception())

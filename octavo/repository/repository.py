@@ -363,11 +363,11 @@ class Repository:
         return known(model, answering, life if selector is not None else model.main)
 
     def engines(self, name: str | None = None) -> Sequence[OwnEngine]:
-        """One for each version: where it was declared anew, and is loaded twice for a while, the one that serves."""
+        """One for each version that is loaded: where it is twice, since it was declared anew, the one that serves."""
         of_version: dict[tuple[str, int], Life] = {}
         for life in self._all() if name is None else self._model(name).all():
             before = of_version.get((life.model, life.version))
-            if life.engine is not None and (before is None or before.state != "ready"):
+            if life.engine is not None and not life.ending and (before is None or before.state != "ready"):
                 of_version[life.model, life.version] = life
         return [life.engine for life in of_version.values() if life.engine is not None]
 

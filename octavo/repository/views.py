@@ -50,6 +50,7 @@ def _version(model: Model, life: Life, offset: float) -> VersionStatus:
     return VersionStatus(
         version=life.version,
         state=life.state,
+        asleep=life.engine is not None and life.engine.is_sleeping,
         since=round(life.since + offset, 3),
         reason=life.reason,
         source=life.config.model.model,

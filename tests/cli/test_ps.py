@@ -92,6 +92,13 @@ def test_ps_shows_what_takes_memory(capsys) -> None:
         assert [entry["model"] for entry in json.loads(capsys.readouterr().out)] == ["org/small", "large"]
 
 
+def test_ps_says_who_was_sent_to_sleep(capsys) -> None:
+    models = [{"name": "a", "versions": [version("ready", asleep=True)]}]
+    with admin(lambda *_: (200, {"data": models})) as url:
+        assert main(["ps", "--url", url]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["a", "1", "asleep"]
+
+
 def test_ps_of_a_server_that_rests(capsys) -> None:
     with admin(lambda *_: (200, {"data": MODELS[2:]})) as url:
         assert main(["ps", "--url", url]) == 0

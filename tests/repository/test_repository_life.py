@@ -294,6 +294,27 @@ def test_unused_models_go_after_their_time_and_come_back_when_they_are_asked_for
     play(scenario)
 
 
+def test_who_sleeps_is_ready_and_told_apart_until_its_processes_begin_to_end() -> None:
+    async def scenario() -> None:
+        repository = await opened(declared(model("a", "one")), FakeLoader(ending_seconds=1.0))
+
+        def asleep() -> list[bool]:
+            return [version.asleep for each in repository.status() for version in each.versions]
+
+        assert asleep() == [False]
+        (engine,) = repository.engines()
+        await engine.sleep()
+        assert asleep() == [True]
+        assert states(repository) == {1: "ready"}, "it is still loaded"
+        repository.unload("a")
+        await settled()
+        assert states(repository) == {1: "draining"}
+        assert not repository.engines("a"), "who ends can neither be woken nor sent to sleep"
+        await repository.close()
+
+    play(scenario)
+
+
 def test_the_least_recently_used_makes_room() -> None:
     async def scenario() -> None:
         loader = FakeLoader(sizes={"one": 4, "two": 4, "three": 4}, ending_seconds=1.0)
