@@ -28,7 +28,7 @@ from octavo.execution.kv_cache import (
     plan_kept_blocks,
 )
 from octavo.execution.model_runner import ModelRunner, cpu_runner, gpu_runner
-from octavo.execution.rehearsal import largest_steps
+from octavo.execution.rehearsal import rehearsal
 from octavo.execution.stowed import Stowed, weight_bytes
 from octavo.kernels import cpu
 from octavo.layers.attention.backend import AttentionBackend
@@ -194,7 +194,7 @@ class Worker:
         block_size = self._config.cache.block_size
         sizes = self._graph_sizes()
         decoding = {*sizes[-1:], *sizes[:1]}  # what the largest takes, and what one more does
-        for plan in largest_steps(
+        for plan in rehearsal(
             self._config.scheduler, context, block_size, draws=draws, whole_prompts=whole, decoding=sorted(decoding)
         ):
             runner.rehearse(plan)

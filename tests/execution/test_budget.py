@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from octavo.config import EngineConfig, SchedulerConfig
 from octavo.errors import ConfigError
 from octavo.execution.budget import Budget, measure
 from octavo.execution.kv_cache import bytes_per_block
-from octavo.execution.rehearsal import largest_steps
+from octavo.execution.rehearsal import rehearsal
 from octavo.execution.stowed import weight_bytes
 from octavo.execution.worker import Worker
 from octavo.models.decoder import Decoder
@@ -140,7 +141,7 @@ def test_the_largest_steps_are_as_large_as_steps_may_be(
     tokens: int, sequences: int, context: int, whole_prompts: bool
 ) -> None:
     scheduler = SchedulerConfig(max_num_batched_tokens=tokens, max_num_seqs=sequences)
-    prefill, decode, last = largest_steps(scheduler, context, 16, draws=True, whole_prompts=whole_prompts)
+    prefill, decode, *small, last = rehearsal(scheduler, context, 16, draws=True, whole_prompts=whole_prompts)
     most = min(sequences, tokens)
     assert prefill.token_count == min(tokens, most * context)
     assert len(prefill.rows) == len(decode.rows) == decode.token_count == most
@@ -150,7 +151,15 @@ def test_the_largest_steps_are_as_large_as_steps_may_be(
         assert all((row.start == 0) == whole_prompts or row.start + len(row.token_ids) == context for row in plan.rows)
         assert {spec.sequence_id for spec in plan.added} == {row.sequence_id for row in plan.rows}
     assert prefill.removed == []
-    assert {*decode.removed, *last.removed} == {row.sequence_id for plan in (prefill, decode) for row in plan.rows}
+    plans = [prefill, decode, *small, last]
+    for before, after in pairwise(plans):
+        assert after.removed == [row.sequence_id for row in before.rows]
+    assert last.rows == []
+    assert all(plan.token_count <= tokens and len(plan.rows) <= most for plan in small)
+    assert all(spec.params.repetition_penalty == 1 for plan in small for spec in plan.added), "as most requests"
+    lone = {plan.token_count for plan in small if len(plan.rows) == 1}
+    assert {size for size in (2, 4, 8, 16, 32, 64, 128, 256) if size < min(tokens, context)} == lone
+    assert {len(plan.rows) for plan in small} - {1} == {size for size in (2, 4) if size < most}
 
 
 @pytest.mark.parametrize("family", ["llama", "bert"])

@@ -71,7 +71,7 @@ def test_every_kernel_as_it_will_be_launched(
     from octavo.kernels.triton import attention
 
     monkeypatch.setattr(attention, "gpu", lambda _: attention.Gpu("sm_90", 1, 2**17, 32))
-    monkeypatch.setattr(worker, "largest_steps", lambda *_, **__: [])
+    monkeypatch.setattr(worker, "rehearsal", lambda *_, **__: [])
     config, checkpoint = engine(tmp_path, shape, cudagraph_capture_sizes=[3], max_num_batched_tokens=10)
     requests, device = [ask(1, 3, 6), ask(2, 13, 4)], FakeDevice()
     same(on_gpu(config, checkpoint, requests, device, ops.gpu_kernels()), on_cpu(config, checkpoint, requests))
