@@ -6,11 +6,11 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
+from local_http import serving
 from safetensors.numpy import save
 
 COMMIT = "0123456789" * 4
@@ -49,9 +49,6 @@ def hub_server(repo: str, files: Mapping[str, bytes]) -> Iterator[str]:
     """The address of a hub with one repository. As much of the protocol as its library asks for a snapshot."""
 
     class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
         def do_HEAD(self) -> None:
             self.do_GET()
 
@@ -82,12 +79,5 @@ def hub_server(repo: str, files: Mapping[str, bytes]) -> Iterator[str]:
             if self.command == "GET":
                 self.wfile.write(content)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(Handler) as url:
+        yield url

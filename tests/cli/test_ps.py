@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
+from local_http import serving
 
 from octavo import env
 from octavo.cli import ps
@@ -38,9 +38,6 @@ def admin(answer: Callable[[str, str], tuple[int, Any]]) -> Iterator[str]:
     """The address of a server whose answer to a method and a path is given."""
 
     class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
         def do_GET(self) -> None:
             self.rfile.read(int(self.headers.get("content-length", 0)))
             known = self.headers.get("authorization") == "Bearer admin"
@@ -54,15 +51,8 @@ def admin(answer: Callable[[str, str], tuple[int, Any]]) -> Iterator[str]:
 
         do_POST = do_GET
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(Handler) as url:
+        yield url
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 
-from octavo.api.reading import NotACall, Piece, Steps, Text, attempt
-from octavo.api.tool_calls.format import Known, Lark
+from octavo.api.reading import NotACall, Piece, Steps, Text
+from octavo.api.tool_calls.format import Known, Lark, framed
 from octavo.api.tool_calls.json_calls import json_arguments
 
 _ALL, _ALL_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
@@ -23,11 +23,7 @@ class DeepSeek:
     markers = (_ALL, _ALL_END, _ONE, _ONE_END, _SEPARATOR)
 
     def read(self, text: Text, _known: Known) -> Steps[None]:
-        while found := (yield from text.until(_ALL, _ALL_END, _ONE)):
-            if found == _ONE:
-                yield from attempt(text, self._call(text))
-            else:
-                yield from text.take(found)
+        return framed(text, (_ALL, _ALL_END), _ONE, self._call)
 
     def grammar(self, lark: Lark) -> str:
         """As old or as new models write: which this is, it knows itself."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from octavo.api.reading import Steps, Text
+from octavo.api.reading import Steps, Text, attempt
 from octavo.engine.grammar import DEFAULT_WHITESPACE, Tokens, lark_text
 
 Known = Mapping[str, Mapping[str, Any]]  # names of tools → JSON schemas of their parameters
@@ -25,6 +25,12 @@ class ToolFormat(Protocol):
 
     def grammar(self, lark: Lark, /) -> str | None:
         """An expression of one or more calls; None where the arguments are not written as JSON."""
+
+
+def framed(text: Text, frame: tuple[str, ...], one: str, call: Callable[[Text], Steps[None]]) -> Steps[None]:
+    """What lies between `frame`'s markers, which say nothing, where each call that `call` reads begins with `one`."""
+    while found := (yield from text.until(*frame, one)):
+        yield from attempt(text, call(text)) if found == one else text.take(found)
 
 
 class Lark:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from octavo.api.reading import NotACall, Piece, Steps, Text, attempt
-from octavo.api.tool_calls.format import Known, Lark
+from octavo.api.reading import NotACall, Piece, Steps, Text
+from octavo.api.tool_calls.format import Known, Lark, framed
 from octavo.api.tool_calls.json_calls import json_arguments
 
 _ALL, _ALL_END = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
@@ -20,11 +20,7 @@ class KimiK2:
     markers = (_ALL, _ALL_END, _ONE, _ONE_END, _ARGUMENTS)
 
     def read(self, text: Text, _known: Known) -> Steps[None]:
-        while found := (yield from text.until(_ALL, _ALL_END, _ONE)):
-            if found == _ONE:
-                yield from attempt(text, self._call(text))
-            else:
-                yield from text.take(found)
+        return framed(text, (_ALL, _ALL_END), _ONE, self._call)
 
     def grammar(self, lark: Lark) -> str:
         number = lark.rule("NUMBER", "/[0-9]{1,3}/")
