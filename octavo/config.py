@@ -78,7 +78,9 @@ class ModelConfig:
         also=-1,
     )
     max_logprobs: int = _flag("most logprobs a request may ask for; -1: any number", 20, also=-1)
-    seed: int = _flag("seed of requests that bring none, and of dummy weights", 0)
+    seed: int = _flag(
+        "of dummy weights, and of requests that bring none: each gets one made of this and its number in the order", 0
+    )
     chat_template: str | None = _flag("file with a Jinja chat template, instead of the model's own")
     tool_call_parser: ToolCallParser = _flag("how the model writes tool calls; auto: as its chat template says", "auto")
     reasoning_parser: ReasoningParser = _flag(

@@ -55,6 +55,12 @@ def parse(name: str) -> HubId | None:
     return HubId(name) if re.fullmatch(rf"{_NAME}(/{_NAME})?", name) else None
 
 
+def of_ollama(name: str) -> str:
+    """To follow an error about a name without an owner, which may be meant as one of Ollama's."""
+    hint = "; names of Ollama's library are no hub ids: look for the model at the hub, where it is called org/name"
+    return "" if "/" in name else hint
+
+
 def download(
     hub_id: HubId,
     patterns: Sequence[str],

@@ -108,14 +108,18 @@ def pull(
         return get(own.name)
     hub_id = hub.parse(name)
     if hub_id is None:
-        raise CheckpointError(f"{name!r} is not the form of a hub id: org/name, or org/name:FILE.gguf")
-    hub.download(
-        hub_id,
-        (*hub.CONFIG_FILES, *hub.TOKENIZER_FILES, *hub.WEIGHT_FILES, *hub.ABOUT_FILES),
-        revision=revision,
-        cache=None if cache is None else str(cache),
-        report=report,
-    )
+        form = "org/name, or org/name:FILE.gguf"
+        raise CheckpointError(f"{name!r} is not the form of a hub id: {form}{hub.of_ollama(name)}")
+    try:
+        hub.download(
+            hub_id,
+            (*hub.CONFIG_FILES, *hub.TOKENIZER_FILES, *hub.WEIGHT_FILES, *hub.ABOUT_FILES),
+            revision=revision,
+            cache=None if cache is None else str(cache),
+            report=report,
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f"{error.message}{hub.of_ollama(name)}") from None
     found = find(name, cache)
     if found is None:
         what = f"no file {hub_id.file}" if hub_id.file else "no safetensors weights"

@@ -27,6 +27,7 @@ from octavo.cli.leaving import leave
 from octavo.cli.measure import count_flag
 from octavo.config import SECTIONS, EngineConfig, replace
 from octavo.errors import CheckpointError, ConfigError
+from octavo.request import SamplingParams
 
 USAGE = "[MODEL] [PROMPT] [flags]"
 DESCRIPTION = """\
@@ -55,7 +56,13 @@ def add_answer_flags(parser: Parser) -> None:
     group.add_argument("--top-p", type=number(float), metavar="X", help="draw from the likeliest tokens of this share")
     group.add_argument("--top-k", type=number(int), metavar="N", help="draw from the N likeliest tokens")
     count_flag(group, "--max-tokens", 1024, "tokens of the longest answer")  # a small model may never end by itself
-    group.add_argument("--seed", dest="sampling_seed", type=number(int), metavar="N", help="for answers that repeat")
+    group.add_argument(
+        "--seed",
+        dest="sampling_seed",
+        type=number(int),
+        metavar="N",
+        help="of the draws: equal seeds give equal answers",
+    )
     group.add_argument("--format", choices=("json",), help="json: the answer is a JSON object")
     group.add_argument("--json-schema", metavar="FILE", help="the answer follows the JSON schema in this file")
     group.add_argument("--verbose", action="store_true", help="say how long each answer took")
@@ -83,7 +90,7 @@ def converse(options: argparse.Namespace, model: str | None, prompt: str | None)
 
     configure_logging("warning")
     config = engine_config(options, model)
-    settings = Settings(_sampling(options), structure(options.format, options.json_schema))
+    settings = Settings(sampling(options), structure(options.format, options.json_schema))
     prompt = read_prompt(model, prompt)
 
     async def find(name: str | None) -> Speaker:
@@ -147,15 +154,18 @@ def structure(form: str | None, schema: str | None) -> dict[str, Any] | None:
         raise ConfigError(f"--json-schema {schema}: is not JSON: {error}") from None
 
 
-def _sampling(options: argparse.Namespace) -> dict[str, Any]:
-    sampling = {
+def sampling(options: argparse.Namespace) -> dict[str, Any]:
+    """What the flags say of drawing. Raises InvalidRequest for what cannot be, before anything is fetched or loaded."""
+    asked = {
         "temperature": options.temperature,
         "top_p": options.top_p,
         "top_k": options.top_k,
         "seed": options.sampling_seed,
         "max_tokens": options.max_tokens,
     }
-    return {name: value for name, value in sampling.items() if value is not None}
+    chosen = {name: value for name, value in asked.items() if value is not None}
+    SamplingParams(**chosen)
+    return chosen
 
 
 async def _fetch(config: EngineConfig) -> None:

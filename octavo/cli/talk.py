@@ -6,14 +6,18 @@ What the model says goes to standard output, everything else to standard error.
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 import sys
 from pathlib import Path
+from typing import TextIO
 
-from octavo.cli.conversation import SETTINGS, Conversation, Ended
+from octavo.cli.conversation import SETTINGS, Conversation, Ended, Write
 from octavo.cli.display import dim
 from octavo.cli.flags import suggestion
 from octavo.cli.lines import Lines
 from octavo.cli.terminal import without_echo
+from octavo.cli.wrapping import Wrapping
 from octavo.errors import EngineDead, OctavoError
 
 _COMMANDS = {
@@ -61,12 +65,12 @@ def talk(
 
 
 def _answer_once(conversation: Conversation, runner: asyncio.Runner, prompt: str, verbose: bool) -> int:
-    ended, written = None, False
+    ended, written, shown = None, False, _writer()
 
     def write(text: str, *, thought: bool = False) -> None:
         nonlocal written
         written = True
-        _write(text, thought=thought)
+        shown(text, thought=thought)
 
     try:
         with without_echo():
@@ -84,7 +88,7 @@ def _answer(conversation: Conversation, runner: asyncio.Runner, text: str, verbo
     chats = conversation.speaker.chats
     try:
         with without_echo():
-            ended = runner.run(conversation.ask(text, _write))
+            ended = runner.run(conversation.ask(text, _writer()))
         notes = _notes(ended, verbose)
         if chats and not conversation.speaker.chats:
             notes.append("this model has no chat template: it continues each text by itself")
@@ -215,12 +219,22 @@ def _show(conversation: Conversation) -> str:
     return "\n".join(lines)
 
 
-def _write(text: str, *, thought: bool = False) -> None:
-    if not thought:
-        _print(text)
-    elif sys.stderr.isatty():  # nobody pipes a thought
-        sys.stderr.write(dim(text, sys.stderr))
-        sys.stderr.flush()
+def _writer() -> Write:
+    """For the pieces of one answer."""
+    wrapping = Wrapping(shutil.get_terminal_size().columns)
+
+    def wrapped(text: str, stream: TextIO) -> str:
+        """What is piped stays as it is, and so do lines of terminals that know no controls."""
+        return wrapping.wrap(text) if stream.isatty() and os.environ.get("TERM") != "dumb" else text
+
+    def write(text: str, *, thought: bool = False) -> None:
+        if not thought:
+            _print(wrapped(text, sys.stdout))
+        elif sys.stderr.isatty():  # nobody pipes a thought
+            sys.stderr.write(dim(wrapped(text, sys.stderr), sys.stderr))
+            sys.stderr.flush()
+
+    return write
 
 
 def _print(text: str) -> None:

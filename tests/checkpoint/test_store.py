@@ -213,3 +213,10 @@ def test_pulling_from_a_hub(cache: Path, tmp_path: Path) -> None:
     assert "OCTAVO_OFFLINE=1 forbids asking" in str(pull("org/new", cache, endpoint, offline="1"))
     assert "the hub cannot be reached; check the network" in str(pull("org/new", cache, endpoint))
     assert "is not the form of a hub id" in str(pull("./here", cache, endpoint))
+    assert "names of Ollama's library are no hub ids" in str(pull("llama3.2:1b", cache, endpoint))
+
+
+def test_a_name_without_an_owner_may_be_meant_as_ollamas(cache: Path) -> None:
+    with hub_server("org/name", safetensors_files()) as endpoint:
+        assert "names of Ollama's library are no hub ids" in str(pull("nonsense", cache, endpoint))
+        assert "Ollama" not in str(pull("org/nonsense", cache, endpoint))

@@ -259,7 +259,7 @@ def test_help_shows_defaults_by_group(capsys) -> None:
     assert "usage: octavo [MODEL] [flags]" in text
     assert "The paged KV cache: --block-size N tokens in a block (default: 16)" in text
     assert "--no-enable-prefix-caching reuse the KV blocks of equal prompt beginnings (default: on)" in text
-    assert "and of dummy weights (default: 0)" in text
+    assert "of this and its number in the order (default: 0)" in text
     assert text.count("(for more, give the flag again)") == 3
 
 

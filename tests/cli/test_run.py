@@ -16,6 +16,7 @@ from fake_engine import FakeEngine
 from msgspec import structs
 
 from octavo import env
+from octavo.cli import run as command
 from octavo.cli import talk as module
 from octavo.cli.conversation import Conversation, Settings
 from octavo.cli.flags import Parser
@@ -69,6 +70,14 @@ def test_what_is_piped_follows_the_prompt(tmp_path, monkeypatch, prompt, piped, 
     with open(tmp_path / "piped") as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
         assert read_prompt(None, prompt) == expected
+
+
+@pytest.mark.parametrize(("flags", "said"), [(["--temperature", "-3"], "temperature must be at least 0"),
+                                              (["--top-p", "2"], "top_p")])  # fmt: skip
+def test_what_cannot_be_drawn_is_refused_before_anything_is_loaded(monkeypatch, capsys, flags, said) -> None:
+    monkeypatch.setattr(command, "find_speaker", lambda *_: pytest.fail("a speaker was looked for"))
+    assert main(["run", "--local", "Hi there", *flags]) == 1
+    assert said in capsys.readouterr().err
 
 
 def test_a_prompt_does_not_wait_for_an_input_that_nobody_ends(monkeypatch) -> None:
