@@ -37,6 +37,8 @@ _END_TOKENS = (
     "<|EOT|>",
     "<end_of_turn>",
 )
+# What ends an answer of gpt-oss, which consists of messages.
+_HARMONY, _MESSAGE_END = ("<|return|>", "<|call|>"), "<|end|>"
 
 
 class SpecialTokens(NamedTuple):
@@ -231,12 +233,14 @@ def _from_gguf(path: Path) -> tuple[Backend, SpecialTokens]:
     backend = gguf_tokenizer.build(vocabulary)
     control = {vocabulary.tokens[place] for place in vocabulary.of_type(gguf_tokenizer.CONTROL)}
     named = [vocabulary.special_id(name) for name in ("eos", "eot", "eom")]
-    known = [vocabulary.ids[token] for token in _END_TOKENS if token in control]
+    ends = {*named, *(vocabulary.ids[token] for token in _END_TOKENS if token in control)}
+    if control.issuperset(_HARMONY):
+        ends = ends - {vocabulary.ids.get(_MESSAGE_END)} | {vocabulary.ids[token] for token in _HARMONY}
     template = vocabulary.file.metadata.get("tokenizer.chat_template")
     return backend, SpecialTokens(
         bos=vocabulary.special_token("bos"),
         eos=vocabulary.special_token("eos"),
-        end_ids=tuple(place for place in (*named, *known) if place is not None),
+        end_ids=tuple(place for place in ends if place is not None),
         chat_template=template if isinstance(template, str) else None,
     )
 

@@ -358,6 +358,19 @@ def test_end_tokens_come_from_everywhere(tmp_path: Path) -> None:
     assert Tokenizer.from_checkpoint(checkpoint).eos_token_ids == [1, 7, 9]
 
 
+def test_an_answer_of_gpt_oss_goes_on_after_a_message_of_it(tmp_path: Path) -> None:
+    """Its messages end with <|end|>, also where the file calls that the end of a turn."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    for last, ends in (("<|call|>", [1, 2]), ("<|other|>", [0, 1])):
+        changes = {
+            "tokenizer.ggml.tokens": ["<|end|>", "<|return|>", last, *letters, "ab"],
+            "tokenizer.ggml.token_type": [3, 3, 3] + [1] * 257,
+            "tokenizer.ggml.eos_token_id": 1,
+            "tokenizer.ggml.eot_token_id": 0,
+        }
+        assert load(byte_level_gguf(tmp_path / "m.gguf", **changes)).eos_token_ids == ends
+
+
 def test_truncation_and_padding_of_the_file_are_switched_off(tmp_path: Path) -> None:
     backend = small_backend()
     backend.enable_truncation(2)
