@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -99,8 +99,8 @@ def build_app(
         app = _app(desk, config, keys, OPERATIONS, tracing)
         app.state.admin = None
     else:
-        app = _app(desk, config, keys, (each for each in OPERATIONS if not each.for_admins), tracing)
-        admin = (each for each in OPERATIONS if each.for_admins or each.on_both_ports)
+        app = _app(desk, config, keys, [each for each in OPERATIONS if not each.for_admins], tracing)
+        admin = [each for each in OPERATIONS if each.for_admins or each.on_both_ports]
         app.state.admin = _app(desk, config, keys, admin, tracing)
     app.state.keys = keys
     app.state.tracing = tracing
@@ -115,7 +115,7 @@ def _tenant(desk: Desk, keys: Keyring | None, name: str) -> Tenant | None:
 
 
 def _app(
-    desk: Desk, config: ServerConfig, keys: Keyring | None, operations: Iterable[Operation], tracing: Tracing | None
+    desk: Desk, config: ServerConfig, keys: Keyring | None, operations: Collection[Operation], tracing: Tracing | None
 ) -> Starlette:
     middleware = [Middleware(RequestLog, traffic=desk.traffic), Middleware(Page)]
     if config.allowed_origins:
@@ -123,7 +123,7 @@ def _app(
             Middleware(
                 CORSMiddleware,
                 allow_origins=config.allowed_origins,
-                allow_methods=("GET", "POST", "DELETE"),
+                allow_methods=sorted({each.method for each in operations}),
                 allow_headers=("*",),
                 expose_headers=("x-request-id",),
             )

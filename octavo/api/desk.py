@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -25,8 +26,9 @@ from octavo.api.tenants import Tenant
 from octavo.api.traffic import Traffic
 from octavo.api.wire import decode, explain
 from octavo.engine.ability import check_task
-from octavo.errors import Overloaded
+from octavo.errors import InvalidRequest, Overloaded
 from octavo.face import Known, Models, Served
+from octavo.repository.names import listed
 from octavo.request import BeamSearchParams, FinishReason, PoolingParams, RequestMetrics, SamplingParams, Task
 
 logger = logging.getLogger("octavo.api")
@@ -49,7 +51,7 @@ class IgnoredFields:
         self._quiet_until = 0.0
         self._unsaid = 0
 
-    def note(self, names: Collection[str]) -> None:
+    def note(self, request_id: str, names: Collection[str]) -> None:
         now = self._clock()
         if now < self._quiet_until:
             self._unsaid += 1
@@ -57,7 +59,7 @@ class IgnoredFields:
         shown = [ascii(name[:LOGGED_NAME_LENGTH]) for name in sorted(names)[:LOGGED_FIELDS]]
         more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
         since = f" ({self._unsaid} more since the last warning)" if self._unsaid else ""
-        logger.warning("fields of a request that were ignored: %s%s%s", ", ".join(shown), more, since)
+        logger.warning("fields of request %s that were ignored: %s%s%s", request_id, ", ".join(shown), more, since)
         self._quiet_until, self._unsaid = now + 1.0, 0
 
 
@@ -255,7 +257,12 @@ class Call:
 
     async def read(self, shape: type[T], unsupported: Mapping[str, str] | None = None) -> T:
         """The body as a struct, as `decode` reads it. Raises InvalidRequest."""
-        return await decode(self.body, shape, unsupported, self.desk.ignored.note)
+        try:
+            return await decode(self.body, shape, unsupported, partial(self.desk.ignored.note, self.request_id))
+        except InvalidRequest as error:
+            if (error.param, error.code) == ("model", "missing_required_parameter"):
+                error.message += f" Here it may be {listed([each.name for each in self.desk.models.known()])}."
+            raise
 
     def query(self, shape: type[T]) -> T:
         """The query's parameters as a struct. Raises InvalidRequest."""

@@ -128,7 +128,7 @@ async def _run(call: Call, engine: Engine, jobs: Sequence[_Job], reading: Readin
     tally = call.tally
     tally.prompt_tokens = sum(len(job.token_ids) for job in jobs)
     tally.params = jobs[0].params
-    lanes = min(len(jobs), POOLED_AT_ONCE)
+    lanes = min(len(jobs), POOLED_AT_ONCE, engine.config.scheduler.max_num_seqs)  # an idle server has room for all
     vectors = [b""] * len(jobs)
     with call.desk.accept_more(lanes - 1, call.background), call.tenant.charge(tally.prompt_tokens):
         call.deadline.await_first_token()

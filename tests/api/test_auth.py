@@ -8,6 +8,7 @@ import pytest
 from fake_engine import Client, FakeEngine, chat
 from starlette.routing import Route
 
+from octavo.api.app import OPERATIONS
 from octavo.config import ServerConfig
 
 KEYS = ServerConfig(api_key=("first key", "zweiter Schlüssel"))
@@ -141,6 +142,9 @@ def test_browsers_may_ask_before_they_send_the_key() -> None:
         client.request("OPTIONS", "/v1/chat/completions", headers={**ask, "origin": "https://b.example"}).status == 400
     )
     assert Client(config=KEYS).request("OPTIONS", "/v1/chat/completions", headers=ask).status == 401
+    for method in {each.method for each in OPERATIONS}:
+        asked = {**ask, "access-control-request-method": method}
+        assert client.request("OPTIONS", "/v1/chat/completions", headers=asked).status == 200, method
     assert (
         Client().request("OPTIONS", "/v1/chat/completions", headers=ask).header("access-control-allow-origin") is None
     )

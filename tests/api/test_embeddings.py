@@ -13,6 +13,7 @@ from fake_engine import Client, FakeEngine, chat, completion
 
 from octavo.api import pooling
 from octavo.api.limits import POOLED_AT_ONCE, POOLED_TEXTS, Limits
+from octavo.config import EngineConfig
 from octavo.errors import RequestFailed
 from octavo.plan import Ability
 
@@ -111,6 +112,12 @@ def test_a_long_list_goes_in_order_and_leaves_room_for_others() -> None:
     reply = Client(Counting()).post("/v1/embeddings", body(input=texts))
     assert [vector[0] for vector in vectors(reply)] == [number % 50 for number in range(1000)]
     assert 1 < most <= POOLED_AT_ONCE
+
+
+def test_a_long_list_fits_a_server_with_a_small_queue() -> None:
+    """It would be refused for ever if all of it had to find room at once."""
+    small = EngineConfig.of(max_num_seqs=2, max_num_queued_reqs=1)
+    assert Client(FakeEngine(config=small)).post("/v1/embeddings", body(input=["a"] * 50)).status == 200
 
 
 def test_one_failure_ends_the_request_and_its_other_texts() -> None:
