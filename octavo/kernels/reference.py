@@ -83,7 +83,8 @@ def quantize_rows(x_TK: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Codes [T, K] and float32 scales [T]: x = scale · code, a row's largest at the end of the codes' range."""
     x_TK = x_TK.float()
     largest_T = x_TK.abs().amax(1)
-    scaled = torch.where(largest_T[:, None] > 0, x_TK * (LEVELS[dtype] / largest_T)[:, None], 0.0)
+    inverse_T = torch.full_like(largest_T, LEVELS[dtype]).div(largest_T)  # a number / x would round twice
+    scaled = torch.where(largest_T[:, None] > 0, x_TK * inverse_T[:, None], 0.0)
     return (scaled.round() if dtype is torch.int8 else scaled).to(dtype), largest_T / LEVELS[dtype]
 
 

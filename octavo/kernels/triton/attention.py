@@ -416,7 +416,7 @@ def large_tile(shape: Shape) -> Tile:
     queries = max(64 if wide else 128, triton.next_power_of_2(shape.group))
     if shape.amd:
         return Tile(queries, 32 if wide else 64, 4, 2)
-    return Tile(queries, 32 if wide else 64, 8, 3 if shape.gpu.arch[:4] != "sm_8" and not wide else 2)
+    return Tile(queries, 32 if wide else 64, 8, 2 if shape.gpu.sums_share_registers or wide else 3)
 
 
 def invariant_tile(shape: Shape) -> Tile:

@@ -16,6 +16,11 @@ class Gpu(NamedTuple):
     shared_memory: int  # bytes a program may have
     warp_size: int
 
+    @property
+    def sums_share_registers(self) -> bool:
+        """Whether NVIDIA's products keep sums where operands lie, as all do without those of a whole warp group."""
+        return self.arch.startswith(("sm_7", "sm_8", "sm_12"))
+
 
 #: Stands for the GPU where tensors lie on none: in the interpreter, and where kernels are compiled for another machine.
 OTHERWISE = Gpu("sm_90", 132, 227 * KiB, 32)

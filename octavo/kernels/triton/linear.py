@@ -50,7 +50,7 @@ def _finish_kernel(
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = column < N
     total = tl.load(sums_ptr + row * N + column, mask=inside)
-    for number in range(1, SLICES):
+    for number in tl.static_range(1, SLICES):  # unrolled, so that loads need not wait for sums
         total += tl.load(sums_ptr + (number * rows.to(tl.int64) + row) * N + column, mask=inside)
     y = total.to(tl.float32)
     if SCALES:
@@ -58,6 +58,22 @@ def _finish_kernel(
     if BIAS:
         y += tl.load(bias_ptr + column, mask=inside).to(tl.float32)
     tl.store(out_ptr + row * N + column, y.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _unpacked(packed, x, MINIMUMS: tl.constexpr, PTX: tl.constexpr):
+    """Low and high codes of bytes as numbers of the type of x; without minimums less 8."""
+    if PTX != "":
+        left, right = tl.inline_asm_elementwise(
+            PTX, "=r,=r,=r,=r,r", [packed], dtype=(x.dtype, x.dtype), is_pure=True, pack=4
+        )
+    else:
+        left, right = (packed & 15).to(tl.int8), (packed >> 4).to(tl.int8)
+        if not MINIMUMS:
+            left -= 8
+            right -= 8
+        left, right = left.to(x.dtype), right.to(x.dtype)
+    return left, right
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -78,6 +94,7 @@ def _grouped_kernel(
     SLICES: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
+    PTX: tl.constexpr,
 ):
     """A tile of W x^T, so that the unpacked weights are the operand that may stay in registers.
 
@@ -102,18 +119,19 @@ def _grouped_kernel(
         low = tl.load(x_place + group * GROUP, mask=m_inside[None, :], other=0.0)
         high = tl.load(x_place + (group * GROUP + HALF), mask=m_inside[None, :], other=0.0)
         scale = tl.load(scales_ptr + n_long * GROUPS + group, mask=n_inside, other=0.0).to(tl.float32)
-        left = (packed & 15).to(tl.int8)
-        right = (packed >> 4).to(tl.int8)
-        if not MINIMUMS:
-            left -= 8
-            right -= 8
-        part = tl.dot(left.to(low.dtype), low, input_precision="ieee")
-        part = tl.dot(right.to(low.dtype), high, acc=part, input_precision="ieee")
+        left, right = _unpacked(packed, low, MINIMUMS, PTX)
+        part = tl.dot(left, low, input_precision="ieee")
+        part = tl.dot(right, high, acc=part, input_precision="ieee")
         total += part * scale[:, None]
         if MINIMUMS:
             minimum = tl.load(minimums_ptr + n_long * GROUPS + group, mask=n_inside, other=0.0).to(tl.float32)
-            sums = tl.sum(low.to(tl.float32), 0) + tl.sum(high.to(tl.float32), 0)
-            total += minimum[:, None] * sums[None, :]
+            if BM <= 32 and low.dtype != tl.float32:  # where matrix instructions wait for weights, so can a sum by them
+                ones = tl.full([BN, HALF], 1.0, low.dtype)
+                sums = tl.dot(ones, low)
+                sums = tl.dot(ones, high, acc=sums)
+            else:
+                sums = (tl.sum(low.to(tl.float32), 0) + tl.sum(high.to(tl.float32), 0))[None, :]
+            total += minimum[:, None] * sums
     inside = n_inside[:, None] & m_inside[None, :]
     place = out_ptr + (slice_number * rows.to(tl.int64) + m[None, :]) * N + n[:, None]
     if SLICES == 1 and BIAS:
@@ -160,7 +178,7 @@ def _quantize_kernel(
     inside = column < K
     x = tl.load(x_ptr + row * x_stride + column, mask=inside, other=0.0).to(tl.float32)
     largest = tl.max(tl.abs(x), 0)
-    scaled = x * (MOST / tl.where(largest > 0, largest, 1.0))
+    scaled = x * tl.div_rn(tl.full([], MOST, tl.float32), tl.where(largest > 0, largest, 1.0))
     if WHOLE:  # to the nearest whole number, halves to the even one, as adding and taking away this one rounds
         scaled = (scaled + 12582912.0) - 12582912.0
     tl.store(codes_ptr + row * K + column, scaled.to(codes_ptr.dtype.element_ty), mask=inside)
@@ -269,18 +287,23 @@ def _invariant_kernel(
     tl.store(place, total.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def _slices(tiles: int, most: int, device: torch.device) -> int:
-    """So many that about every multiprocessor has two programs, a power of two for few different kernels."""
-    wanted = max(2 * gpu(device).multiprocessors // tiles, 1)
+def _slices(tiles: int, most: int, device: torch.device, programs: int = 2) -> int:
+    """So many that about every multiprocessor has its programs, a power of two for few different kernels."""
+    wanted = max(programs * gpu(device).multiprocessors // tiles, 1)
     return min(1 << (wanted.bit_length() - 1), most, 16)
 
 
-def grouped_tile(rows: int, outer: int, groups: int, device: torch.device) -> Tile:
+def grouped_tile(rows: int, outer: int, groups: int, device: torch.device, single: bool = False) -> Tile:
     """Unpacked weights take registers: a tile is smaller where sums lie there, too."""
+    if single:
+        return Tile(16, 64, 1, 4, 2)  # without matrix instructions larger tiles find no room
     if rows > 64:
-        return Tile(64, 64, 1, 4, 3) if _old(device) else Tile(128, 128, 1, 8, _stages(device))
-    slices = _slices(triton.cdiv(outer, 64), max(groups // 4, 1), device)
-    return Tile(_rows(rows), 64, slices, 4 if rows <= 32 else 8, 4 if rows <= 32 else 3)
+        return Tile(64, 64, 1, 4, 3) if gpu(device).sums_share_registers else Tile(128, 128, 1, 8, _stages(device))
+    if rows > 32:
+        return Tile(64, 64, _slices(triton.cdiv(outer, 64), max(groups // 4, 1), device), 8, 3)
+    # Two warps have instructions that wait for weights in registers; those of warp groups want them in memory again.
+    slices = _slices(triton.cdiv(outer, 64), max(groups // 4, 1), device, 8 if rows <= 8 else 4)
+    return Tile(_rows(rows), 64, slices, 4 if gpu(device).warp_size == 64 else 2, 4)
 
 
 def scaled_tile(rows: int, outer: int, inner: int, device: torch.device) -> Tile:
@@ -294,19 +317,16 @@ def _rows(rows: int) -> int:
     return 16 if rows <= 16 else 32 if rows <= 32 else 64
 
 
-def _old(device: torch.device) -> bool:
-    """Whether sums lie in the registers that products read from, as before NVIDIA's warp-group products."""
-    return gpu(device).arch.startswith("sm_8")
-
-
 def _stages(device: torch.device) -> int:
     return 3 if gpu(device).shared_memory > 96 * KiB else 2
 
 
 def linear(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, full_precision: bool = False) -> Tensor:
-    """torch's own product; in full precision with no float32 copy of the weights where cuBLAS can say so."""
-    if not full_precision or x_MK.dtype is torch.float32 or not x_MK.is_cuda or torch.version.hip is not None:
+    """torch's own product; in full precision with no float32 copy of the weights, which torch knows for NVIDIA only."""
+    if not full_precision or x_MK.dtype is torch.float32 or not x_MK.is_cuda:
         return reference.linear(x_MK, weight_NK, bias_N, full_precision)
+    if torch.version.hip is not None:
+        return invariant_linear(x_MK, weight_NK, bias_N, full_precision)
     y_MN = torch.mm(x_MK, weight_NK.t(), out_dtype=torch.float32)
     return y_MN if bias_N is None else y_MN + bias_N
 
@@ -326,7 +346,7 @@ def group_linear(
     if rows >= _DEQUANTIZED_ROWS:
         return linear(x_MK, _expanded(codes, scales, minimums, x_MK.dtype), bias_N, full_precision)
     groups = scales.size(1)
-    tile = grouped_tile(rows, outer, groups, x_MK.device)
+    tile = grouped_tile(rows, outer, groups, x_MK.device, x_MK.dtype is torch.float32)
     out_MN, sums = _room(x_MK, outer, tile.slices, torch.float32, full_precision)
     _grouped_kernel[(triton.cdiv(outer, tile.columns), triton.cdiv(rows, tile.rows), tile.slices)](
         x_MK,
@@ -345,12 +365,41 @@ def group_linear(
         SLICES=tile.slices,
         BM=tile.rows,
         BN=tile.columns,
+        PTX=_unpacking(x_MK, minimums is not None),
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
     if tile.slices > 1:
         _finish(sums, None, None, bias_N, out_MN, tile.slices)
     return out_MN
+
+
+def _unpacking(x_MK: Tensor, minimums: bool) -> str:
+    """NVIDIA's instructions from four bytes to twice four 16-bit numbers, two at a time; "": Triton's own.
+
+    A code put below the right exponent is 128 (bfloat16) or 1024 (float16) more than itself.
+    """
+    if x_MK.dtype is torch.float32 or x_MK.device.type == "cpu" or not gpu(x_MK.device).arch.startswith("sm_"):
+        return ""
+    kind, high_byte, one, less = (
+        ("f16x2", 0x64, 0x3C00, 0xE400) if x_MK.dtype is torch.float16 else ("bf16x2", 0x43, 0x3F80, 0xC300)
+    )
+    less += 0 if minimums else 8
+    lines = [
+        ".reg .b32 low, high, one, less;",
+        f"mov.b32 one, {0x00010001 * one:#010x};",
+        f"mov.b32 less, {0x00010001 * less:#010x};",
+        "and.b32 low, $4, 0x0f0f0f0f;",
+        "shr.b32 high, $4, 4;",
+        "and.b32 high, high, 0x0f0f0f0f;",
+    ]
+    for number in range(4):
+        source, selector = ("low", "high")[number // 2], ("0x4140", "0x4342")[number % 2]
+        lines += [
+            f"prmt.b32 ${number}, {source}, {0x01010101 * high_byte:#010x}, {selector};",
+            f"fma.rn.{kind} ${number}, ${number}, one, less;",
+        ]
+    return "{ " + " ".join(lines) + " }"
 
 
 def _expanded(codes: Tensor, scales: Tensor, minimums: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -406,6 +455,7 @@ def scaled_linear(
         BK=128,
         num_warps=tile.warps,
         num_stages=tile.stages,
+        enable_fp_fusion=False,  # or scales and bias might round here otherwise than where slices are added up
     )
     if tile.slices > 1:
         _finish(sums, x_scale, scales_N, bias_N, out_MN, tile.slices)
@@ -447,7 +497,11 @@ def invariant_linear(
     (rows, inner), outer = x_MK.shape, weight_NK.size(0)
     assert x_MK.stride(1) == 1
     assert weight_NK.is_contiguous()
-    tile = Tile(64, 64, 1, 8, 3) if x_MK.dtype is torch.float32 else Tile(64, 128, 1, 8 if _old(x_MK.device) else 4, 3)
+    tile = (
+        Tile(64, 64, 1, 8, 3)
+        if x_MK.dtype is torch.float32
+        else Tile(64, 128, 1, 8 if gpu(x_MK.device).sums_share_registers else 4, 3)
+    )
     grid = triton.cdiv(outer, tile.columns), triton.cdiv(rows, tile.rows)
     slices = triton.cdiv(inner, _CHUNK) if grid[0] * grid[1] < 2 * gpu(x_MK.device).multiprocessors else 1
     out_MN, sums = _room(x_MK, outer, slices, torch.float32, full_precision)
@@ -504,4 +558,5 @@ def _finish(
         N=outer,
         SLICES=slices,
         BLOCK=512,
+        enable_fp_fusion=False,
     )

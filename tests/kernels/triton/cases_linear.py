@@ -10,7 +10,7 @@ from compiling import Case, Expect, New
 from octavo.kernels.triton import kernels
 
 LAYERS = ((4096, 6144), (14336, 4096), (2048, 16384))  # K, N
-FEW, SOME, MANY = (1, 3, 16), (33, 64), (65, 128, 200)
+FEW, SOME, MANY = (1, 3, 16, 32), (33, 64), (65, 128, 200)
 
 
 def grouped(rows: tuple[int, ...], minimums: bool, new: New) -> None:
@@ -19,6 +19,13 @@ def grouped(rows: tuple[int, ...], minimums: bool, new: New) -> None:
         for count in rows:
             codes = new(outer, inner // 2, dtype=torch.uint8)
             kernels.group_linear(new(count, inner), codes, scales, scales if minimums else None)
+
+
+def grouped_otherwise(new: New) -> None:
+    for dtype, group in ((torch.float32, 128), (torch.float16, 128), (torch.bfloat16, 32), (torch.bfloat16, 64)):
+        scales = new(640, 512 // group, dtype=torch.float16)
+        for count in (1, 20, 100):
+            kernels.group_linear(new(count, 512, dtype=dtype), new(640, 256, dtype=torch.uint8), scales, scales)
 
 
 def scaled(rows: tuple[int, ...], dtype: torch.dtype, new: New) -> None:
@@ -49,6 +56,7 @@ CASES = [
     Case("4 bits, few rows", partial(grouped, FEW, True), product("grouped", "mma") | NARROW, quick=("sm_90",)),
     Case("4 bits, some rows", partial(grouped, SOME, True), product("grouped", "wgmma") | NARROW),
     Case("4 bits, many rows", partial(grouped, MANY, False), product("grouped", "wgmma"), quick=("gfx942",)),
+    Case("4 bits, other types and groups", grouped_otherwise, {"_grouped_kernel": Expect()} | NARROW),
     Case("4 bits written out", expanded, Expect()),
     Case("int8, few rows", partial(scaled, FEW, torch.int8), product("scaled", "mma") | NARROW | ROWS),
     Case("int8, many rows", partial(scaled, MANY, torch.int8), product("scaled", "wgmma") | ROWS, quick=("sm_80",)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
@@ -132,3 +134,52 @@ def test_an_invariant_product_is_cut_or_not_with_the_same_bits(monkeypatch: pyte
     cut = kernels.invariant_linear(x, weight, b)
     monkeypatch.setattr(triton_linear, "gpu", lambda _: OTHERWISE._replace(multiprocessors=0))
     assert torch.equal(kernels.invariant_linear(x, weight, b), cut)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("minimums", [False, True])
+def test_nvidias_instructions_unpack_every_byte(dtype: torch.dtype, minimums: bool) -> None:
+    x = torch.empty(1, 1, dtype=dtype, device="meta")
+    every = np.arange(256, dtype=np.uint32)
+    words = every | (every ^ 0x5A) << 8 | (255 - every) << 16 | (every ^ 0xC3) << 24
+    got = ptx(triton_linear._unpacking(x, minimums), words)
+    for word, numbers in zip(words.tolist(), got.tolist(), strict=True):
+        bytes_ = [word >> 8 * place & 255 for place in range(4)]
+        assert numbers == [(byte >> shift & 15) - (0 if minimums else 8) for shift in (0, 4) for byte in bytes_]
+
+
+def ptx(text: str, words: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]:
+    """The few instructions of which `text` may be made, for each of the words: the numbers of its four outputs."""
+    registers = {"$4": words.astype(np.uint64)}
+    halves: dict[str, npt.NDArray[np.float32]] = {}
+
+    def value(name: str) -> npt.NDArray[np.uint64]:
+        return registers[name] if name in registers else np.full(len(words), int(name, 0), np.uint64)
+
+    def numbers(kind: str, pair: npt.NDArray[np.uint64]) -> npt.NDArray[np.float32]:
+        bits = np.stack((pair & 0xFFFF, pair >> 16), 1)
+        if kind == "f16x2":
+            return bits.astype(np.uint16).view(np.float16).astype(np.float32)
+        return (bits << 16).astype(np.uint32).view(np.float32)
+
+    for line in text.strip("{ }").split(";"):
+        name, *operands = line.replace(",", " ").split() or [".reg"]
+        if name == ".reg":
+            continue
+        first, *rest = operands
+        inputs = [value(each) for each in rest]
+        if name == "mov.b32":
+            registers[first] = inputs[0]
+        elif name == "and.b32":
+            registers[first] = inputs[0] & inputs[1]
+        elif name == "shr.b32":
+            registers[first] = inputs[0] >> inputs[1]
+        elif name == "prmt.b32":
+            both, selector = inputs[0] | inputs[1] << 32, int(rest[2], 0)
+            picked = [both >> 8 * (selector >> 4 * place & 7) & 255 for place in range(4)]
+            registers[first] = sum((byte << 8 * place for place, byte in enumerate(picked)), np.zeros_like(both))
+        else:
+            kind = name.removeprefix("fma.rn.")
+            factor, other, more = (numbers(kind, each) for each in inputs)
+            halves[first] = factor * other + more  # exact: all are small whole numbers
+    return np.concatenate([halves[f"${number}"] for number in range(4)], 1)
