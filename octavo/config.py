@@ -58,7 +58,7 @@ class ModelConfig:
     """Which model, and how its weights and texts are read."""
 
     model: str | None = _flag("folder, .gguf file or hub id; none: the embedded SmolLM2-135M-Instruct", positional=True)
-    tokenizer: str | None = _flag("folder or hub id of another tokenizer")
+    tokenizer: str | None = _flag("folder, .gguf file or hub id that has another tokenizer")
     revision: str | None = _flag("branch, tag or commit of a hub id")
     served_model_name: tuple[str, ...] = _flag("name that clients may use for the model", ())
     dtype: Dtype = _flag(
@@ -200,6 +200,13 @@ class EngineConfig:
             check(section)
         if self.cache.block_size & (self.cache.block_size - 1):
             raise ConfigError("block_size must be a power of two")
+        swap, device = self.cache.swap_space, self.execution.device
+        if swap is not None and 0 < swap < 2**20:  # elsewhere it is a number of GiB
+            raise ConfigError(f"swap_space is in bytes, and {swap} hold nothing; for gibibytes write {swap}GiB")
+        if not re.fullmatch(r"auto|cpu|cuda(:[1-9]?[0-9])?", device):
+            raise ConfigError(
+                f"--device {device!r} is not a device; use auto, cpu, cuda or cuda:N (AMD's are cuda, too)"
+            )
         sizes, seats = self.execution.cudagraph_capture_sizes, self.scheduler.max_num_seqs
         if any(not 1 <= size <= seats for size in sizes):
             raise ConfigError(f"cudagraph_capture_sizes must be at least 1 and at most --max-num-seqs {seats}")
@@ -311,6 +318,12 @@ def check(section: Any) -> None:
         hint = hints[item.name]
         if get_origin(hint) is tuple and isinstance(value, str | list):
             object.__setattr__(section, item.name, (value,) if isinstance(value, str) else tuple(value))
+        elif item.metadata.get("quantity") and isinstance(value, str):
+            try:
+                value = parse_quantity(value)
+            except ConfigError as error:
+                raise ConfigError(f"{item.name}: {error.message}") from None
+            object.__setattr__(section, item.name, value)
         elif get_origin(hint) is Literal and value not in get_args(hint):
             raise ConfigError(f"{item.name} must be one of {', '.join(get_args(hint))}, not {value!r}")
         try:

@@ -102,7 +102,7 @@ def _options(item: dataclasses.Field[Any], hints: dict[str, Any]) -> dict[str, A
     if get_origin(hint) is Literal:
         return {"choices": get_args(hint), "help": help_text}
     if hint == tuple[int, ...]:
-        return {"action": "extend", "nargs": "+", "type": number(int), "metavar": "N", "help": help_text}
+        return {"action": "extend", "nargs": "+", "type": one_of_several, "metavar": "N", "help": help_text}
     if get_origin(hint) is tuple:
         return {
             "action": "append",
@@ -134,6 +134,15 @@ def quantity(text: str) -> int:
         return parse_quantity(text)
     except ConfigError as error:
         raise argparse.ArgumentTypeError(error.message) from None
+
+
+def one_of_several(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a whole number; it takes all words up to the next flag, such as 1 2 4"
+        ) from None
 
 
 def number(kind: type) -> Any:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-from octavo.checkpoint import Checkpoint, GGUFFile
+from octavo.checkpoint import Checkpoint, GGUFFile, embedded
 from octavo.checkpoint.checkpoint import read_json
 from octavo.checkpoint.folder import chat_template
 from octavo.checkpoint.hub import TOKENIZER_FILES, download, parse
@@ -71,7 +71,7 @@ class Tokenizer:
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, override: str | None = None) -> Tokenizer:
-        """The checkpoint's tokenizer, or that of `override`: a folder, .gguf file or hub id. Raises CheckpointError."""
+        """The checkpoint's tokenizer, or that of `override`: see `_locate`. Raises CheckpointError."""
         path = checkpoint.path if override is None else _locate(override)
         if path.suffix == ".gguf":
             backend, special = _from_gguf(path)
@@ -219,9 +219,12 @@ def _byte_fallback_bytes(token: str, mark: str, space: str) -> bytes:
 
 
 def _locate(override: str) -> Path:
+    """A folder, .gguf file, hub id or one of octavo's own models. Raises CheckpointError."""
     path = Path(override).expanduser()
     if path.exists():
         return path.parent if path.name == "tokenizer.json" else path
+    if override.lower() in embedded.EMBEDDED:
+        return embedded.fetch(embedded.EMBEDDED[override.lower()])
     if (hub_id := parse(override)) is None:
         raise CheckpointError(f"tokenizer {override}: no such folder, and not the form of a hub id (org/name)")
     root = download(hub_id, TOKENIZER_FILES)

@@ -30,6 +30,7 @@ from octavo.execution.worker import (
     size_cache,
     total_memory,
 )
+from octavo.layers.attention.choice import refuse_without_gpu
 from octavo.layers.embedding import TiedHead
 from octavo.layers.linear import Linear
 from octavo.layers.quantization.packed import QuantizedRows, bytes_when_packed
@@ -81,6 +82,8 @@ def footprint(config: EngineConfig, checkpoint: Checkpoint) -> Footprint:
     device = choose_device(config.execution.device)
     dtype = choose_dtype(config.model.dtype, checkpoint, device)
     gpu = open_device(device)
+    if gpu is None:
+        refuse_without_gpu(config.execution.attention_backend)
     model = outline(checkpoint.config, dtype, choose_storage(config, checkpoint, dtype, gpu))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     packs = checkpoint.format == "gguf" and keeps_few_bits(config, device)

@@ -222,8 +222,6 @@ def _options(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     for name, value in table.items():
         if name not in _FLAGS or name in _OWN:
             continue
-        if isinstance(value, str) and _FLAGS[name].metadata.get("quantity"):
-            value = parse_quantity(value)
         options[name] = _beside(folder, value) if name in _PATHS and isinstance(value, str) else value
     return options
 

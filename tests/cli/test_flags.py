@@ -183,6 +183,10 @@ def test_every_kind_of_value() -> None:
         (["--max-model-len", "4x"], "argument --max-model-len: '4x' is not a number with an optional suffix"),
         (["--num-threads", "two"], "argument --num-threads: 'two' is not a whole number"),
         (["--watermark", "x"], "argument --watermark: 'x' is not a number"),
+        (
+            ["--cudagraph-capture-sizes", "1,2,4"],
+            "argument --cudagraph-capture-sizes: '1,2,4' is not a whole number; it takes all words up to the next flag",
+        ),
         (["--dtype", "int3"], "argument --dtype: invalid choice: 'int3'"),
         (["--max-num-seq", "3"], "unknown argument --max-num-seq; did you mean --max-num-seqs?"),
         (["--served_model_name", "x"], "unknown argument --served_model_name; did you mean --served-model-name?"),
@@ -199,6 +203,36 @@ def test_a_wrong_flag_is_one_clear_line(arguments, message, capsys) -> None:
     assert error.startswith(f"octavo test: {message}")
     assert error.endswith("\n(see octavo test --help)\n")
     assert "usage" not in error
+
+
+def test_sizes_are_text_in_python_too() -> None:
+    assert EngineConfig.of(kv_cache_memory="1.5GiB", swap_space="4GiB", max_model_len="4k") == EngineConfig.of(
+        kv_cache_memory=3 * 2**29, swap_space=2**32, max_model_len=4000
+    )
+    with pytest.raises(ConfigError, match="kv_cache_memory: 'much' is not a number with an optional suffix"):
+        EngineConfig.of(kv_cache_memory="much")
+    with pytest.raises(ConfigError, match="max_num_seqs: Expected `int`, got `str`"):
+        EngineConfig.of(max_num_seqs="8")  # no size
+
+
+def test_a_number_of_gib_is_no_swap_space() -> None:
+    with pytest.raises(ConfigError, match="swap_space is in bytes, and 4 hold nothing; for gibibytes write 4GiB"):
+        config("--swap-space", "4")
+    assert config("--swap-space", "0").cache.swap_space == 0
+    assert config("--swap-space", "1MiB").cache.swap_space == 2**20
+
+
+@pytest.mark.parametrize(
+    "device", ["rocm", "gpu", "cuda:", "cuda:-1", "cuda:128", "CPU", "mps", "", "cuda:00", "cuda\n"]
+)
+def test_what_is_no_device_is_refused_before_anything_is_loaded(device: str) -> None:
+    with pytest.raises(ConfigError, match="is not a device; use auto, cpu, cuda or cuda:N"):
+        config("--device", device)
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:15"])
+def test_devices(device: str) -> None:
+    assert config("--device", device).execution.device == device
 
 
 def test_values_are_checked_by_the_config() -> None:

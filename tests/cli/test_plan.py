@@ -55,6 +55,19 @@ def test_a_model_whose_header_is_not_here(tmp_path: Path, monkeypatch, capsys, n
     assert f"octavo pull {name} fetches it" in capsys.readouterr().err
 
 
+def test_what_a_start_refuses_is_refused(tiny: str, capsys) -> None:
+    for words in (
+        ["--attention-backend", "flashinfer"],
+        ["--kv-cache-dtype", "fp8"],
+        ["--quantization", "int4"],
+        ["--device", "rocm"],
+    ):
+        assert main(["plan", tiny, "--device", "cpu", "--no-speed", *words]) == 1
+        refused = capsys.readouterr()
+        assert " ".join(words) in refused.err.replace("'", "")
+        assert not refused.out
+
+
 def test_a_file_that_is_not_there(capsys) -> None:
     assert main(["plan", "./absent"]) == 1
     assert "'./absent': no such file or folder" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from sentencepiece_models import processor
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
-from octavo.checkpoint import Checkpoint, GGUFFile
+from octavo.checkpoint import Checkpoint, GGUFFile, embedded
 from octavo.checkpoint.folder import open_path
 from octavo.engine import gguf_tokenizer
 from octavo.engine.tokenizer import Tokenizer
@@ -311,6 +311,21 @@ def test_a_gguf_without_vocabulary(tmp_path: Path) -> None:
 
 
 # --- tokenizer.json ---------------------------------------------------------------------------------------------------
+
+
+def test_the_tokenizer_of_one_of_octavos_own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = byte_level_gguf(tmp_path / "own.gguf")
+    fetched: list[str] = []
+
+    def fetch(model: embedded.EmbeddedModel) -> Path:
+        fetched.append(model.name)
+        return path
+
+    monkeypatch.setattr(embedded, "fetch", fetch)
+    bare = Checkpoint(name="bare", path=tmp_path, format="dummy", config={})
+    own = Tokenizer.from_checkpoint(bare, "smollm2-135m-instruct")
+    assert fetched == ["SmolLM2-135M-Instruct"]
+    assert own.encode("Hello") == Tokenizer.from_checkpoint(open_path(path, "own", "auto")).encode("Hello")
 
 
 def small_backend() -> Backend:

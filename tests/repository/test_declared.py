@@ -77,7 +77,7 @@ MODEL = "[models.a]\nsource = 'x'\n"
             "model a: there is no 'kv_cache_mem'; did you mean kv_cache_memory? There may be: alias",
         ),
         (MODEL + "model = 'y'\n", "model a: there is no 'model'"),
-        (MODEL + "kv_cache_memory = 'much'\n", "model a: 'much' is not a number"),
+        (MODEL + "kv_cache_memory = 'much'\n", "model a: version 1: kv_cache_memory: 'much' is not a number"),
         (MODEL + "block_size = 17\n", "model a: version 1: block_size must be a power of two"),
         (MODEL + "keep_alive = 'soon'\n", "model a: keep_alive must be a time such as"),
         (MODEL + "labels = {best = 2}\n", "model a: labels names version 2; declared are 1"),
