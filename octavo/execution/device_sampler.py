@@ -199,9 +199,9 @@ class DeviceSampler:
         prompt = np.unique(tokens[: spec.prompt_length])
         output, times = np.unique(tokens[spec.prompt_length :], return_counts=True)
         once = np.full(len(prompt), IN_PROMPT, dtype=np.int32)
-        sequence.uncounted = [(prompt, once), (output, times.astype(np.int32))]
-        sequence.said = self._said.take()
+        sequence.said = self._said.take()  # before there is anything to count, as there may be no memory
         self._said.parts[0][sequence.said].zero_()
+        sequence.uncounted = [(prompt, once), (output, times.astype(np.int32))]
 
     def _fetched(self, x: Tensor) -> Tensor:
         """What x will be, in memory of the host."""

@@ -52,11 +52,11 @@ class Staging:
         self._buffers.reverse()
         buffer = self._buffers[0]
         buffer.free.synchronize()
+        if size > self._landing.size(0):  # first, as the device may have no memory
+            size = max(size, 2 * self._landing.size(0))
+            self._landing = torch.empty(size, dtype=torch.uint8, device=self._device.torch)
         if size > buffer.pinned.size(0):
-            size = max(size, 2 * buffer.pinned.size(0))
-            buffer.pinned = self._device.pinned((size,), torch.uint8)
-            if size > self._landing.size(0):
-                self._landing = torch.empty(size, dtype=torch.uint8, device=self._device.torch)
+            buffer.pinned = self._device.pinned((self._landing.size(0),), torch.uint8)
         return buffer
 
 

@@ -252,8 +252,10 @@ def size_cache(
     longest = limit if asked in (None, -1) else min(asked or 1, limit)
     host_blocks = plan_host_blocks(config.cache, block_bytes, available_memory(), gpu is not None)
     blocks = plan_blocks(config.cache, block_bytes, free, longest, gpu is not None)
-    if model.ability.whole_prompts:  # nothing stays from one step to the next
-        blocks = min(blocks, config.scheduler.max_num_batched_tokens // block_size + config.scheduler.max_num_seqs)
+    steps_ahead = int(gpu is not None and config.scheduler.async_scheduling)
+    if model.ability.whole_prompts:  # nothing stays when a step is over
+        of_a_step = config.scheduler.max_num_batched_tokens // block_size + config.scheduler.max_num_seqs
+        blocks = min(blocks, (1 + steps_ahead) * of_a_step)
         host_blocks = 0
     return Capacity(
         num_blocks=blocks,
@@ -263,7 +265,7 @@ def size_cache(
         host_blocks=host_blocks,
         kept_blocks=None if gpu is not None else plan_kept_blocks(config.cache, block_bytes),
         ability=model.ability,
-        steps_ahead=int(gpu is not None and config.scheduler.async_scheduling),
+        steps_ahead=steps_ahead,
         gpus=[] if gpu is None else [gpu.uuid],
     )
 

@@ -266,6 +266,29 @@ def test_a_row_that_cannot_be_sampled_fails_alone() -> None:
     assert 0 <= int(drawn.tokens.min()) <= int(drawn.tokens.max()) < V
 
 
+def test_a_sequence_without_memory_for_its_penalties_counts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = make()
+    counted: list[Tensor] = []
+    count = ops.count_tokens
+
+    def watched(said: Tensor, last: Tensor, rows: Tensor, *entries: Tensor) -> None:
+        counted.append(rows.clone())
+        count(said, last, rows, *entries)
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(ops, "count_tokens", watched)
+    sampler.add(spec(0, temperature=0.0, presence_penalty=1.0))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "cat", full)
+        sampler.add(spec(1, temperature=0.0, presence_penalty=1.0))
+    results = sampler.sample([Row(number, 0, [1, 2, 3], 0, [], 1) for number in (0, 1)], logits_of(6, 2)).results()
+    assert [bool(result.error) for result in results] == [False, True]
+    assert len(counted) == 1
+    assert counted[0].tolist() == [0, 0, 0], "it has no row: that would be memory of somebody else"
+
+
 def test_rows_on_the_device_are_used_again_and_start_afresh() -> None:
     sampler = make()
     logits = torch.zeros(1, V)

@@ -110,6 +110,22 @@ def test_staging_waits_for_its_readers_and_finds_room(size: int) -> None:
     device.synchronize()
 
 
+def test_staging_without_memory_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = FakeDevice()
+    staging = Staging(device, 16)
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "empty", full)
+            patch.setattr(device, "pinned", lambda *_: torch.zeros(4096, dtype=torch.uint8))
+            with pytest.raises(torch.OutOfMemoryError):
+                staging.put([np.arange(400)])
+    assert staging.put([np.arange(400)])[0].tolist() == list(range(400))
+
+
 def test_staging_is_watched() -> None:
     """The test above can fail: a single buffer is written while it is read."""
     device = FakeDevice()
