@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
@@ -77,13 +78,15 @@ def _measure(
     for context, batches in work.decoding:
         for batch in batches:
             seconds(batch, context, 2)
-            alone = min(seconds(batch, context, 1) for _ in range(2))
-            step = max(seconds(batch, context, work.steps + 1) - alone, 1e-9) / work.steps
+            alone, whole = (
+                median(seconds(batch, context, count) for _ in range(work.repeats)) for count in (1, work.steps + 1)
+            )
+            step = max(whole - alone, 1e-9) / work.steps
             roof = decode_seconds(shape, form, batch, context + work.steps / 2, ceilings)
             yield figure(decode_row(batch, context), step * 1e3, "ms", roof * 1e3)
     for tokens in work.prefills:
-        best = min(seconds(1, tokens, 1) for _ in range(work.repeats))
-        yield figure(prefill_row(tokens), best * 1e3, "ms", prefill_seconds(shape, form, tokens, ceilings) * 1e3)
+        taken = median(seconds(1, tokens, 1) for _ in range(work.repeats))
+        yield figure(prefill_row(tokens), taken * 1e3, "ms", prefill_seconds(shape, form, tokens, ceilings) * 1e3)
     for load in work.loads:
         taken = seconds(load.requests, load.prompt, load.output)
         roof = offline_seconds(shape, form, load, min(256, load.requests), ceilings)
