@@ -76,7 +76,7 @@ def _meant(typed: str, names: Sequence[str]) -> str | None:
     if holding:
         return min(holding, key=len)
     shorter = {part: name for name in reversed(names) for part in _parts(name.lower())}
-    close = difflib.get_close_matches(typed, shorter, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(typed, shorter, n=1)
     return shorter[close[0]] if close else None
 
 

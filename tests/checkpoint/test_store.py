@@ -74,6 +74,13 @@ def test_what_people_remember_of_a_name_is_enough_to_be_reminded(cache: Path, ty
         store.get(typed, cache)
 
 
+@pytest.mark.parametrize("typed", ["llama3.2", "llama", "qwen3", "phi-4"])
+def test_another_model_is_not_taken_for_one_that_is_here(cache: Path, typed: str) -> None:
+    hub_copy(cache, "org/SmolLM2-135M-Instruct", safetensors_files())
+    with pytest.raises(ModelNotFound, match="is not on this machine \\(octavo list"):
+        store.get(typed, cache)
+
+
 def test_a_download_that_was_cut_short_is_seen(cache: Path) -> None:
     index = json.dumps({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}).encode()
     files = safetensors_files() | {"model.safetensors.index.json": index, "one.safetensors": WEIGHTS}
