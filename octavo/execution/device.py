@@ -15,22 +15,9 @@ import torch
 from torch import Tensor, dtype
 
 from octavo.errors import ConfigError
+from octavo.layers.attention.backend import Event
 
 _OLDEST = (8, 0)  # compute capability of NVIDIA's first GPUs that multiply bfloat16
-
-
-class Event(Protocol):
-    """A place in the stream. A new one lies before everything."""
-
-    def record(self) -> None:
-        """Move it to after what has been enqueued so far."""
-
-    def query(self) -> bool:
-        """Whether the device has passed it."""
-        ...
-
-    def synchronize(self) -> None:
-        """Wait until the device has passed it."""
 
 
 class Graph(Protocol):

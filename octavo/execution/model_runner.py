@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from octavo.execution.batch import Batch, BlockTables
-from octavo.execution.device import Device, Event
+from octavo.execution.device import Device
 from octavo.execution.device_sampler import DeviceSampler
 from octavo.execution.graphs import Captured, StepGraph, make_graph
 from octavo.execution.inputs import Inputs
@@ -27,7 +27,7 @@ from octavo.execution.kv_cache import KVCache
 from octavo.execution.pooler import Pooler
 from octavo.execution.prompt_logprobs import Piece, piece, score
 from octavo.execution.sampler import Drawn, HostSampler, Sampler, contained
-from octavo.layers.attention.backend import AttentionBackend
+from octavo.layers.attention.backend import AttentionBackend, Event
 from octavo.layers.attention.paged import PagedAttention
 from octavo.models.decoder import Decoder
 from octavo.models.registry import Model

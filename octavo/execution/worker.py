@@ -170,7 +170,8 @@ class Worker:
             arch=_arch(accelerator),
             split_tokens=fixed_splits(context) if self._config.execution.deterministic else 0,
         )
-        return choose(self._config.execution.attention_backend, demand, accelerator.torch, self._graph_sizes())
+        asked = self._config.execution.attention_backend
+        return choose(asked, demand, accelerator.torch, accelerator.event, self._graph_sizes())
 
     def _graph_sizes(self) -> list[int]:
         assert self._model is not None

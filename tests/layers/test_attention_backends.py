@@ -34,10 +34,23 @@ def library(module: str, stand_in: Any) -> Any:
     return pytest.importorskip(module, exc_type=ImportError)
 
 
+class Sent:
+    """An event, and what was done with it."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+
+    def record(self) -> None:
+        self.log.append("recorded")
+
+    def synchronize(self) -> None:
+        self.log.append("waited for")
+
+
 BACKENDS: dict[str, tuple[int, Callable[[], AttentionBackend]]] = {  # block size, how to make it
     "triton": (16, PagedAttention),
     "fixed splits": (16, lambda: PagedAttention(fixed_splits(500))),
-    "flashinfer": (16, lambda: FlashInfer(library("flashinfer", fake.FLASHINFER), DEVICE, [2])),
+    "flashinfer": (16, lambda: FlashInfer(library("flashinfer", fake.FLASHINFER), DEVICE, [2], Sent())),
     "vllm.vllm_flash_attn": (
         16,
         lambda: FlashAttention(
@@ -148,7 +161,7 @@ def test_flashinfer_reads_caches_of_8_bit_floats(rows: list[tuple[int, int]]) ->
 
 @pytest.mark.skipif(ON_GPU, reason="asks the stand-in what was planned")
 def test_flashinfer_plans_once_a_step_for_layers_of_a_kind_and_before_a_graph_is_replayed() -> None:
-    backend = FlashInfer(fake.FLASHINFER, DEVICE, [2])
+    backend = FlashInfer(fake.FLASHINFER, DEVICE, [2], Sent())
     for lengths in ((5, 300), (6, 301)):
         step = step_of([(1, length) for length in lengths], 16)
         backend.plan(step)
@@ -164,9 +177,21 @@ def test_flashinfer_plans_once_a_step_for_layers_of_a_kind_and_before_a_graph_is
     assert not backend._others
 
 
+def test_flashinfer_plans_when_its_plan_before_has_been_sent() -> None:
+    """Wrappers send it from pinned memory that they write to again."""
+    sent = Sent()
+    backend = FlashInfer(library("flashinfer", fake.FLASHINFER), DEVICE, [2], sent)
+    for rows in ([(1, 5), (1, 9)], [(1, 6), (1, 10)], [(3, 8)], [(2, 30)], [(1, 7), (1, 11)]):
+        step = step_of(rows, 16)
+        sent.log.clear()
+        backend.plan(step)
+        backend.run(*tensors(step, 16), SPECS["plain"])
+        assert sent.log == ["waited for", "recorded"]
+
+
 @pytest.mark.skipif(ON_GPU, reason="asks the stand-in what was planned")
 def test_flashinfer_gives_rows_of_padding_a_page() -> None:
-    backend, step = FlashInfer(fake.FLASHINFER, DEVICE, [2]), step_of([(1, 20), (1, 1)], 16)
+    backend, step = FlashInfer(fake.FLASHINFER, DEVICE, [2], Sent()), step_of([(1, 20), (1, 1)], 16)
     assert step.seq_lens_host is not None
     step.seq_lens[1] = step.seq_lens_host[1] = 0
     q, cache = tensors(step, 16)
@@ -196,23 +221,23 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_own_kernels_can_do_everything() -> None:
     hard = replace(DEMAND, head_sizes=frozenset([80]), sinks=True, cache_dtype=torch.float8_e5m2, arch="gfx942")
     for asked in ("auto", "triton"):
-        assert isinstance(choose(asked, hard, DEVICE), PagedAttention)
+        assert isinstance(choose(asked, hard, DEVICE, Sent), PagedAttention)
 
 
 @pytest.mark.parametrize("asked", ["flash_attn", "flashinfer"])
 def test_what_is_not_installed_is_said(installed: list[str], asked: str) -> None:
     with pytest.raises(ConfigError, match=rf"--attention-backend {asked} cannot be used: .* is not installed"):
-        choose(asked, DEMAND, DEVICE)
+        choose(asked, DEMAND, DEVICE, Sent)
 
 
 def test_the_first_library_that_is_there_and_lacks_nothing_is_taken(installed: list[str]) -> None:
     installed += ["flash_attn", "flashinfer"]
-    assert isinstance(choose("flashinfer", DEMAND, DEVICE), FlashInfer)
+    assert isinstance(choose("flashinfer", DEMAND, DEVICE, Sent), FlashInfer)
     with pytest.raises(ConfigError, match="flash-attn needs --block-size 256 or a multiple"):
-        choose("flash_attn", DEMAND, DEVICE)
+        choose("flash_attn", DEMAND, DEVICE, Sent)
     large = replace(DEMAND, block_size=256)
-    assert isinstance(choose("flash_attn", large, DEVICE), FlashAttention)
-    assert isinstance(choose("flash_attn", replace(large, arch="sm_80"), DEVICE), FlashAttention)
+    assert isinstance(choose("flash_attn", large, DEVICE, Sent), FlashAttention)
+    assert isinstance(choose("flash_attn", replace(large, arch="sm_80"), DEVICE, Sent), FlashAttention)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +255,7 @@ def test_the_first_library_that_is_there_and_lacks_nothing_is_taken(installed: l
 def test_what_a_library_lacks_is_said(installed: list[str], asked: str, change: dict[str, Any], said: str) -> None:
     installed += [library.module for library in choice.LIBRARIES]
     with pytest.raises(ConfigError) as error:
-        choose(asked, replace(DEMAND, **change), DEVICE)
+        choose(asked, replace(DEMAND, **change), DEVICE, Sent)
     assert said in error.value.message
 
 

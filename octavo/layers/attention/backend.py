@@ -61,6 +61,16 @@ class AttentionSpec:
     sinks: Tensor | None = None
 
 
+class Event(Protocol):
+    """A place in what a device was ordered to do. A new one lies before everything."""
+
+    def record(self) -> None:
+        """Move it to after what has been enqueued so far."""
+
+    def synchronize(self) -> None:
+        """Wait until the device has passed it."""
+
+
 class AttentionBackend(Protocol):
     metadata: AttentionMetadata
     """The step that was planned last."""

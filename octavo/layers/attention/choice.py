@@ -6,7 +6,7 @@ octavo's own kernels can do everything and are what `auto` means; the libraries 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from octavo.errors import ConfigError
-from octavo.layers.attention.backend import AttentionBackend
+from octavo.layers.attention.backend import AttentionBackend, Event
 from octavo.layers.attention.layer import Attention
 from octavo.layers.attention.paged import PagedAttention
 
@@ -92,8 +92,13 @@ LIBRARIES = (
 )  # fmt: skip
 
 
-def choose(asked: str, demand: Demand, device: torch.device, graph_sizes: Sequence[int] = ()) -> AttentionBackend:
-    """The backend that a user asked for. Raises ConfigError where it is not installed or lacks something."""
+def choose(
+    asked: str, demand: Demand, device: torch.device, event: Callable[[], Event], graph_sizes: Sequence[int] = ()
+) -> AttentionBackend:
+    """The backend that a user asked for. event: makes one.
+
+    Raises ConfigError where it is not installed or lacks something.
+    """
     if asked in ("auto", "triton"):
         return PagedAttention(demand.split_tokens)
     obstacles = []
@@ -106,7 +111,7 @@ def choose(asked: str, demand: Demand, device: torch.device, graph_sizes: Sequen
         except (ImportError, OSError) as error:  # OSError: shared libraries that are not there
             obstacle = f"{library.package} is not installed ({error})"
         if obstacle is None:
-            return _adapted(library, module, device, graph_sizes)
+            return _adapted(library, module, device, event, graph_sizes)
         obstacles.append(obstacle)
     raise ConfigError(
         f"--attention-backend {asked} cannot be used: {'; '.join(obstacles)}. "
@@ -120,11 +125,13 @@ def refuse_without_gpu(asked: str) -> None:
         raise ConfigError(f"--attention-backend {asked} needs a GPU; a CPU has octavo's own kernels only: leave it out")
 
 
-def _adapted(library: Library, module: Any, device: torch.device, graph_sizes: Sequence[int]) -> AttentionBackend:
+def _adapted(
+    library: Library, module: Any, device: torch.device, event: Callable[[], Event], graph_sizes: Sequence[int]
+) -> AttentionBackend:
     if library.backend == "flashinfer":
         from octavo.layers.attention.flashinfer import FlashInfer
 
-        return FlashInfer(module, device, graph_sizes)
+        return FlashInfer(module, device, graph_sizes, event())
     from octavo.layers.attention.flash_attn import CALLS, FlashAttention
 
     return FlashAttention(CALLS[library.module](module))

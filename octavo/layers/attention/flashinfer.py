@@ -2,6 +2,7 @@
 
 Its wrappers for decoding keep their arguments at one place, so that a captured graph of so many rows is right after
 `plan` has been called with another step of as many; a step in which some row has several tokens has other wrappers.
+A wrapper sends its plan from pinned memory of its own, which the next plan may not write to before that has gone.
 Pages are the cache's blocks, in the layout [blocks, G, B, D], which FlashInfer calls HND.
 
 R rows, P pages of all of them.
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from octavo.layers.attention.backend import AttentionMetadata, AttentionSpec, LayerCache
+from octavo.layers.attention.backend import AttentionMetadata, AttentionSpec, Event, LayerCache
 
 _WORKSPACE = 128 * 2**20  # bytes, as its documents advise
 _TENSOR_CORES_FROM = 4  # query heads of a key/value head; with fewer its other kernel is the quicker
@@ -45,12 +46,13 @@ class _Pages(NamedTuple):
 
 
 class FlashInfer:
-    """graph_sizes: numbers of rows whose decoding steps may be captured."""
+    """graph_sizes: numbers of rows whose decoding steps may be captured. sent: a new event."""
 
     metadata: AttentionMetadata
 
-    def __init__(self, module: Any, device: torch.device, graph_sizes: Sequence[int]) -> None:
+    def __init__(self, module: Any, device: torch.device, graph_sizes: Sequence[int], sent: Event) -> None:
         self._module = module
+        self._sent = sent  # plans, the last of them
         self._workspace = torch.empty(_WORKSPACE, dtype=torch.uint8, device=device)
         self._graph_sizes = frozenset(graph_sizes)
         self._captured: dict[tuple[int, _Kind], Any] = {}  # wrappers by rows
@@ -59,6 +61,7 @@ class FlashInfer:
         self._pages: _Pages | None = None
 
     def plan(self, metadata: AttentionMetadata) -> None:
+        self._sent.synchronize()
         self.metadata = metadata
         self._planned.clear()
         self._pages = None
@@ -131,6 +134,7 @@ class FlashInfer:
             wrapper.plan(*places, *sizes, **options)
         else:
             wrapper.plan(self.metadata.query_start_host, *places, *sizes, causal=kind.causal, **options)
+        self._sent.record()
 
 
 def _pages(step: AttentionMetadata, block_size: int) -> _Pages:
