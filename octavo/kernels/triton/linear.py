@@ -298,7 +298,9 @@ def grouped_tile(rows: int, outer: int, groups: int, device: torch.device, singl
     if single:
         return Tile(16, 64, 1, 4, 2)  # without matrix instructions larger tiles find no room
     if rows > 64:
-        return Tile(64, 64, 1, 4, 3) if gpu(device).sums_share_registers else Tile(128, 128, 1, 8, _stages(device))
+        columns, warps = (64, 4) if gpu(device).sums_share_registers else (128, 8)
+        tiles = 2 * triton.cdiv(outer, columns)  # whatever the rows: each number of slices is a kernel of its own
+        return Tile(64, columns, _slices(tiles, max(groups // 8, 1), device), warps, 3)
     if rows > 32:
         return Tile(64, 64, _slices(triton.cdiv(outer, 64), max(groups // 4, 1), device), 8, 3)
     # Two warps have instructions that wait for weights in registers; those of warp groups want them in memory again.
@@ -308,7 +310,9 @@ def grouped_tile(rows: int, outer: int, groups: int, device: torch.device, singl
 
 def scaled_tile(rows: int, outer: int, inner: int, device: torch.device) -> Tile:
     if rows > 64:
-        return Tile(128, 128, 1, 8, _stages(device))
+        tiles = triton.cdiv(outer, 128) * triton.cdiv(rows, 128)
+        slices = _slices(tiles, max(inner // 1024, 1), device, 1) if rows <= 256 else 1  # few tiles leave a GPU idle
+        return Tile(128, 128, slices, 8, _stages(device))
     slices = _slices(triton.cdiv(outer, 64), max(inner // 512, 1), device)
     return Tile(_rows(rows), 64, slices, 4, 4 if rows <= 32 else 3)
 

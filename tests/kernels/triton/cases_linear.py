@@ -10,11 +10,12 @@ from compiling import Case, Expect, New
 from octavo.kernels.triton import kernels
 
 LAYERS = ((4096, 6144), (14336, 4096), (2048, 16384))  # K, N
+NARROW_LAYER = (4096, 2048)
 FEW, SOME, MANY = (1, 3, 16, 32), (33, 64), (65, 128, 200)
 
 
 def grouped(rows: tuple[int, ...], minimums: bool, new: New) -> None:
-    for inner, outer in LAYERS:
+    for inner, outer in (*LAYERS, NARROW_LAYER):
         scales = new(outer, inner // 128, dtype=torch.float16)
         for count in rows:
             codes = new(outer, inner // 2, dtype=torch.uint8)
@@ -55,11 +56,16 @@ FLOAT8 = ("sm_90", "sm_100")
 CASES = [
     Case("4 bits, few rows", partial(grouped, FEW, True), product("grouped", "mma") | NARROW, quick=("sm_90",)),
     Case("4 bits, some rows", partial(grouped, SOME, True), product("grouped", "wgmma") | NARROW),
-    Case("4 bits, many rows", partial(grouped, MANY, False), product("grouped", "wgmma"), quick=("gfx942",)),
+    Case("4 bits, many rows", partial(grouped, MANY, True), product("grouped", "wgmma") | NARROW, quick=("gfx942",)),
     Case("4 bits, other types and groups", grouped_otherwise, {"_grouped_kernel": Expect()} | NARROW),
     Case("4 bits written out", expanded, Expect()),
     Case("int8, few rows", partial(scaled, FEW, torch.int8), product("scaled", "mma") | NARROW | ROWS),
-    Case("int8, many rows", partial(scaled, MANY, torch.int8), product("scaled", "wgmma") | ROWS, quick=("sm_80",)),
+    Case(
+        "int8, many rows",
+        partial(scaled, (*MANY, 2048), torch.int8),
+        product("scaled", "wgmma") | ROWS | NARROW,
+        quick=("sm_80",),
+    ),
     Case(
         "float8, few rows",
         partial(scaled, FEW, torch.float8_e4m3fn),
@@ -69,14 +75,14 @@ CASES = [
     Case(
         "float8, many rows",
         partial(scaled, MANY, torch.float8_e4m3fn),
-        product("scaled", "wgmma") | ROWS,
+        product("scaled", "wgmma") | ROWS | NARROW,
         targets=FLOAT8,
         quick=("sm_90",),
     ),
     Case(
         "float8 of AMD",
         partial(scaled, MANY, torch.float8_e4m3fnuz),
-        product("scaled", "mma") | ROWS,
+        product("scaled", "mma") | ROWS | NARROW,
         targets=("gfx942",),
     ),
     Case("invariant", partial(invariant, torch.bfloat16), product("invariant", "wgmma") | NARROW, quick=("sm_90",)),

@@ -183,3 +183,15 @@ def ptx(text: str, words: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]:
             factor, other, more = (numbers(kind, each) for each in inputs)
             halves[first] = factor * other + more  # exact: all are small whole numbers
     return np.concatenate([halves[f"${number}"] for number in range(4)], 1)
+
+
+@pytest.mark.parametrize("rows", [1, 8, 16, 32, 33, 64, 65, 100, 128, 255])
+@pytest.mark.parametrize(("inner", "outer"), [(4096, 6144), (4096, 4096), (14336, 4096), (4096, 28672)])
+def test_few_rows_keep_all_multiprocessors_busy(rows: int, inner: int, outer: int) -> None:
+    tiles = (
+        triton_linear.grouped_tile(rows, outer, inner // 128, DEVICE),
+        triton_linear.scaled_tile(rows, outer, inner, DEVICE),
+    )
+    for tile in tiles:
+        programs = -(-outer // tile.columns) * -(-rows // tile.rows) * tile.slices
+        assert programs >= 0.7 * OTHERWISE.multiprocessors
