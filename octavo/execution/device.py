@@ -95,7 +95,7 @@ class CudaDevice:
             )
         self.uuid = f"GPU-{properties.uuid}"
         self.multiprocessors = properties.multi_processor_count
-        self.fp8 = capability >= ((9, 4) if amd else (8, 9))
+        self.fp8 = capability >= (8, 9) if not amd else (9, 4) <= capability < (10, 0) or capability >= (12, 0)
 
     def use(self) -> None:
         torch.cuda.set_device(self.torch)

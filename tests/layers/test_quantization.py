@@ -160,6 +160,7 @@ def test_rows_that_no_group_divides_stay_as_they_are() -> None:
         ("fp8", None, False, "needs a GPU"),
         ("fp8", "sm_80", False, "sm_80 does not multiply"),
         ("fp8", "gfx90a", False, "gfx90a does not multiply"),
+        ("fp8", "gfx908", False, "gfx908 does not multiply"),
         ("fp8", "sm_90", True, "--deterministic"),
         ("int4", "sm_90", True, "--deterministic"),
     ],

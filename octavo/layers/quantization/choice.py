@@ -59,7 +59,7 @@ def _where_it_divides(dense: Dense, scheme: Callable[[int], Scheme]) -> Storage:
 def _fp8(arch: str | None) -> Callable[[int], Scheme]:
     if arch is None:
         raise ConfigError("--quantization fp8 needs a GPU; on a CPU int8 is as small")
-    if arch in ("sm_80", "sm_86", "sm_87", "gfx90a") or arch.startswith(("sm_7", "gfx1")):
+    if arch.startswith(("sm_7", "sm_80", "sm_86", "sm_87", "gfx90", "gfx1")):
         raise ConfigError(f"--quantization fp8: {arch} does not multiply 8-bit floats; int8 is as small")
     codes = torch.float8_e4m3fnuz if arch.startswith("gfx94") else torch.float8_e4m3fn
     return lambda _: EightBits(codes)
