@@ -148,6 +148,14 @@ def _ours(asked: Asked) -> Turns:
     return turns
 
 
+class _NeverReached:
+    """An event that nobody has to wait for: a library plans once here."""
+
+    def record(self) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
 def _library(backend: str, asked: Asked) -> Turns | None:
     bench, shape = asked.bench, asked.shape
     device = bench.watch.device
@@ -156,7 +164,8 @@ def _library(backend: str, asked: Asked) -> Turns | None:
         block_size=_BLOCK, arch=gpu(device).arch,
     )  # fmt: skip
     try:
-        library = choose(backend, demand, device, [asked.step.rows] if asked.step.new == 1 else [])
+        rows = [asked.step.rows] if asked.step.new == 1 else []
+        library = choose(backend, demand, device, _NeverReached, rows)
     except ConfigError:
         return None
 
