@@ -262,6 +262,7 @@ def test_an_engine_that_died_ends_the_conversation(runner, monkeypatch) -> None:
 
 DOWNLOAD = """
 import asyncio, os, signal, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where whoever runs the tests ignores it
 from octavo.cli.main import main
 from octavo.engine.async_engine import AsyncLLMEngine
 
